@@ -1,0 +1,1 @@
+"""One file per graph: what p and q are."""

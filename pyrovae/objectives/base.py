@@ -1,0 +1,93 @@
+"""The contract of an objective: a `pyro.infer.ELBO` whose mathematics is one function of the site ledger."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro.infer
+import torch
+from pyro.infer.enum import get_importance_trace
+from torch import Tensor
+
+from pyrovae.models.base import Functions, Structure, structure
+from pyrovae.objectives.weights import Ledger, ledger
+
+__all__ = ["Objective"]
+
+
+class Objective(pyro.infer.ELBO):
+    """Base class of objectives: a subclass says what each datum contributes, in nats.
+
+    It works in stock `pyro.infer.SVI`, where its loss is minus the sum over the data (over all N where the data plate
+    subsamples), as Pyro's own losses are, and in `pyrovae.fit`, which takes the mean per datum.
+
+    Args:
+        num_particles: K, drawn at once.
+        plate: name of the data plate, where it is not plain.
+
+    Attributes:
+        is_bound: whether the value is a lower bound on log p(x), whatever the pair.
+        couples_rows: whether a datum's value depends on the other rows of its batch.
+    """
+
+    is_bound = True
+    couples_rows = False
+
+    def __init__(self, num_particles: int = 1, *, plate: str | None = None):
+        if not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles is {num_particles!r}; pass a whole number of at least 1")
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.plate = plate
+        self._known: WeakKeyDictionary[Any, dict[int, Structure]] = WeakKeyDictionary()
+
+    @abstractmethod
+    def per_datum(self, drawn: Ledger) -> Tensor:
+        """What is maximised, for each datum: shape (B,), nats."""
+
+    def mean(self, drawn: Ledger) -> Tensor:
+        """The mean per datum, nats; latent sites outside the data plate count once for all N data."""
+        if torch.is_grad_enabled():
+            _check_reparametrised(drawn)
+        value = self.per_datum(drawn).mean()
+        if drawn.known.global_latent:
+            value = value + torch.as_tensor(drawn.global_elbo()).mean() / drawn.size
+        return value
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the sum over the data, as a differentiable scalar in nats."""
+        pair = Functions(partial(model, **kwargs), partial(guide, **kwargs)) if kwargs else Functions(model, guide)
+        by_guide = self._known.setdefault(getattr(model, "__self__", model), {})
+        owner = id(getattr(guide, "__self__", guide))
+        if owner not in by_guide:
+            by_guide[owner] = structure(pair, *args, plate=self.plate)
+        drawn = ledger(pair, *args, num_particles=self.num_particles, known=by_guide[owner])
+        return -drawn.size * self.mean(drawn)
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the sum over the data, nats."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss, its gradients added to the parameters' `.grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
+        return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
+
+
+def _check_reparametrised(drawn: Ledger) -> None:
+    for term in drawn.terms:
+        if term.kind == "guide" and not term.enumerated and not term.site["is_observed"]:
+            if not term.site["fn"].has_rsample and term.log_prob.requires_grad:
+                raise ValueError(
+                    f"guide site {term.name!r} ({type(term.site['fn']).__name__}) has no reparametrised samples, so this "
+                    'objective has no gradient for it; mark it infer={"enumerate": "parallel"} or pass '
+                    "objective=pyro.infer.TraceGraph_ELBO()"
+                )
