@@ -37,8 +37,8 @@ def test_elbo_equals_stock_pyro_with_the_same_seed(num_particles):
         (ELBO(num_particles), TraceMeanField_ELBO(**stock)),
     ]:
         ours.differentiable_loss(pair.model, pair.guide, x)  # the dry run forks the random state
-        got = same_seed(lambda: ours.differentiable_loss(pair.model, pair.guide, x))
-        want = same_seed(lambda: pyros.differentiable_loss(pair.model, pair.guide, x))
+        got = same_seed(lambda ours=ours: ours.differentiable_loss(pair.model, pair.guide, x))
+        want = same_seed(lambda pyros=pyros: pyros.differentiable_loss(pair.model, pair.guide, x))
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
         parameters = list(pair.parameters())
         for a, b in zip(torch.autograd.grad(got, parameters), torch.autograd.grad(want, parameters), strict=True):

@@ -209,7 +209,7 @@ def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
 def _unique(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Each tensor once, under its first name."""
     by_identity = {id(tensor): (name, tensor) for name, tensor in reversed(named)}
-    return {name: tensor for name, tensor in reversed(by_identity.values())}
+    return dict(reversed(by_identity.values()))
 
 
 def _buffers(pair: PairLike, modules: list[nn.Module]) -> dict[str, Tensor]:

@@ -84,10 +84,10 @@ class Objective(pyro.infer.ELBO):
 
 def _check_reparametrised(drawn: Ledger) -> None:
     for term in drawn.terms:
-        if term.kind == "guide" and not term.enumerated and not term.site["is_observed"]:
-            if not term.site["fn"].has_rsample and term.log_prob.requires_grad:
-                raise ValueError(
-                    f"guide site {term.name!r} ({type(term.site['fn']).__name__}) has no reparametrised samples, so this "
-                    'objective has no gradient for it; mark it infer={"enumerate": "parallel"} or pass '
-                    "objective=pyro.infer.TraceGraph_ELBO()"
-                )
+        sampled = term.kind == "guide" and not term.enumerated and not term.site["is_observed"]
+        if sampled and not term.site["fn"].has_rsample and term.log_prob.requires_grad:
+            raise ValueError(
+                f"guide site {term.name!r} ({type(term.site['fn']).__name__}) has no reparametrised samples, so this "
+                'objective has no gradient for it; mark it infer={"enumerate": "parallel"} or pass '
+                "objective=pyro.infer.TraceGraph_ELBO()"
+            )

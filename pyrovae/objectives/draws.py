@@ -1,0 +1,291 @@
+"""One run of guide and model as terms per site: the arithmetic over particles, nested plates and enumerated dims."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from pyrovae.models.base import PairLike, Structure, random_sites
+from pyrovae.objectives.particles import PARTICLES, traces
+
+__all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one site contributes to log p ("observed", "latent") or to log q ("guide"), or minus its KL for both ("kl").
+
+    Attributes:
+        name: the site's.
+        kind: "observed", "latent", "guide" or "kl".
+        site: Pyro's own record of it.
+        log_prob: nats, unscaled, zero where masked; (enumerated dims..., K, nested plates..., B).
+        unmasked: the same without the mask.
+        scale: the user's own `poutine.scale`, free of what plates scale by.
+    """
+
+    name: str
+    kind: Literal["observed", "latent", "guide", "kl"]
+    site: dict[str, Any]
+    log_prob: Tensor
+    unmasked: Tensor
+    scale: float | Tensor
+
+    @property
+    def sign(self) -> float:
+        """+1 for a part of log p, -1 for a part of log q."""
+        return -1.0 if self.kind == "guide" else 1.0
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether the site's values are enumerated along a dim of their own."""
+        return self.site["infer"].get("_enumerate_dim") is not None
+
+
+Weight = Callable[[Term], "float | Tensor"]
+
+
+def one(_: Term) -> float:
+    """The weight of a plain sum."""
+    return 1.0
+
+
+class Draw:
+    """One run of guide and model: the arithmetic over particles, nested plates and enumerated dims."""
+
+    def __init__(self, terms: list[Term], known: Structure, num_particles: int, plate_to_symbol: dict[str, str]):
+        self.terms = terms
+        self.known = known
+        self.num_particles = num_particles
+        self.plate_to_symbol = plate_to_symbol
+        self.local = [term for term in terms if any(f.name == known.plate for f in term.site["cond_indep_stack"])]
+        self.rows = next(f.size for f in self.local[0].site["cond_indep_stack"] if f.name == known.plate)
+        in_guide = {term.name for term in terms if term.kind == "guide"}
+        symbols = {t.name: t.site["infer"]["_enumerate_symbol"] for t in terms if t.enumerated}
+        self.guide_symbols = {symbol for name, symbol in symbols.items() if name in in_guide}
+        self.model_symbols = set(symbols.values()) - self.guide_symbols
+
+    def log_weights(self, weight: Weight, *, keep_guide: bool) -> Tensor:
+        """Weighted log p - log q of the local terms, (y dims..., K, B), but for log q(y | x).
+
+        The model's enumerated sites are summed inside; the guide's too, unless their dims are to be kept.
+        """
+        summed = self.model_symbols if keep_guide else self.model_symbols | self.guide_symbols
+        total = self._zeros(self.num_particles)
+        inside: list[Term] = []
+        for term in self.local:
+            if term.kind == "guide" and term.enumerated:
+                continue
+            if summed and not summed.isdisjoint(_symbols(term)):
+                inside.append(term)
+            else:
+                total = total + term.sign * weight(term) * self._per_datum(term.log_prob, term.site["cond_indep_stack"])
+        return total + self._summed_out(inside, summed, weight) if inside else total
+
+    def log_q_enumerated(self, weight: Weight | None) -> Tensor:
+        """log q(y | x), (y dims..., K or 1, B): masked and weighted as a cost; with weight None as a probability."""
+        total = self._zeros(1)
+        for term in self.local:
+            if term.kind == "guide" and term.enumerated:
+                plates = {frame.name for frame in term.site["cond_indep_stack"]} - {self.known.plate, PARTICLES}
+                if plates:
+                    raise ValueError(
+                        f"the guide enumerates {term.name!r} inside the nested plate {min(plates)!r}; enumerate it in "
+                        "the model instead, or pass objective=pyro.infer.TraceEnum_ELBO()"
+                    )
+                value = term.unmasked if weight is None else weight(term) * term.log_prob
+                total = total + self._per_datum(value, term.site["cond_indep_stack"])
+        return total
+
+    def global_log_weights(self, weight: Weight) -> Tensor | float:
+        """Weighted log p - log q of the terms outside the data plate, (K,)."""
+        total: Tensor | float = 0.0
+        local = {id(term) for term in self.local}
+        for term in self.terms:
+            if id(term) not in local:
+                value = self._sum_nested(term.log_prob, term.site["cond_indep_stack"])
+                total = total + term.sign * weight(term) * value.reshape(-1).expand(self.num_particles)
+        return total
+
+    def closed_form_kl(self) -> dict[str, Tensor]:
+        """KL(q || p) of the sites where it is valid, (K, B); for enumerated y its mean under q(y | x)."""
+        draw = self.with_closed_form_kl()
+        log_q = self.log_q_enumerated(None)
+        zeros = self._zeros(self.num_particles)
+        return {
+            t.name: zeros - expected(self._per_datum(t.log_prob, t.site["cond_indep_stack"]), log_q)
+            for t in draw.local
+            if t.kind == "kl"
+        }
+
+    def with_closed_form_kl(self) -> Draw:
+        """This draw with -KL(q || p) as one term in place of log p and log q, where that is valid."""
+        guide = {term.name: term for term in self.terms if term.kind == "guide"}
+        latent = {term.name: term for term in self.terms if term.kind == "latent"}
+        order = list(guide)
+        replaced: dict[str, Term] = {}
+        for index, (name, p) in enumerate(latent.items()):
+            q = guide.get(name)
+            if q is None or q.enumerated or not set(list(latent)[:index]) <= set(order[: order.index(name)]):
+                continue
+            if not same(p.scale, q.scale) or p.site["mask"] is not q.site["mask"]:
+                continue
+            if self.model_symbols and not self.model_symbols.isdisjoint(_symbols(p)):
+                continue
+            try:
+                minus_kl = -torch.distributions.kl_divergence(q.site["fn"], p.site["fn"])
+            except NotImplementedError:
+                continue
+            masked = scale_and_mask(minus_kl, mask=p.site["mask"])
+            replaced[name] = Term(name, "kl", p.site, masked, minus_kl, p.scale)
+        kept = [term for term in self.terms if term.name not in replaced]
+        return Draw([*kept, *replaced.values()], self.known, self.num_particles, self.plate_to_symbol)
+
+    def entries(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """See `Ledger.entries`: the probability of an enumerated value is a derivative of the log-sum."""
+        log_q_enumerated = self.log_q_enumerated(None).detach()
+        leaves = [replace(t, log_prob=_leaf(t.log_prob), unmasked=_leaf(t.unmasked)) for t in self.local]
+        with torch.enable_grad():
+            draw = Draw(leaves, self.known, self.num_particles, self.plate_to_symbol)
+            cost = draw.log_q_enumerated(one)
+            elbo = expected(draw.log_weights(one, keep_guide=True) - cost, log_q_enumerated)
+            counted = [t.unmasked if draw._sums(t, draw.model_symbols) else t.log_prob for t in leaves]
+            shares = torch.autograd.grad(elbo.sum(), counted, allow_unused=True, materialize_grads=True)
+        log_p: dict[str, Tensor] = {}
+        log_q: dict[str, Tensor] = {}
+        for term, value, share in zip(leaves, counted, shares, strict=True):
+            spent = torch.where(share == 0, 0.0, share * value.detach())  # 0 x -inf is 0
+            entry = self._per_datum(spent, term.site["cond_indep_stack"], rescale=False)
+            into = log_q if term.kind == "guide" else log_p
+            into[term.name] = self._zeros(self.num_particles) + term.sign * _sum_leading(entry)
+        zeros = self._zeros(self.num_particles)
+        entropy = elbo.detach() - sum(log_p.values(), zeros) + sum(log_q.values(), zeros)
+        return log_p, log_q, entropy
+
+    def _sums(self, term: Term, summed: set[str]) -> bool:
+        return term.kind == "latent" and term.enumerated and term.site["infer"]["_enumerate_symbol"] in summed
+
+    def _summed_out(self, terms: list[Term], summed: set[str], weight: Weight) -> Tensor:
+        """log sum over the enumerated dims `summed` of the product of terms, (other enumerated dims..., K, B)."""
+        common = next(weight(t) for t in terms if self._sums(t, summed))
+        tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        frames: dict[str, CondIndepStackFrame] = {}
+        for term in terms:
+            if term.kind != "observed" and not same(weight(term), common):
+                raise ValueError(
+                    f"site {term.name!r} has weight {weight(term)}, the enumerated sites that it depends on {common}; "
+                    "give all of them the same poutine.scale or beta"
+                )
+            if term.kind == "observed" and not same(weight(term), common) and float(common) == 0:
+                raise ValueError(
+                    f"the enumerated sites have weight 0, but observed site {term.name!r} depends on them, so that "
+                    "no bound is left; use a weight above 0"
+                )
+            # A site that is summed out sums to one also where it is masked: its mask silences what depends on it.
+            factor = _packed(term, term.unmasked if self._sums(term, summed) else term.log_prob)
+            if term.kind == "guide":
+                factor = packed.neg(factor)
+            if not same(weight(term), common):
+                factor = packed.scale_and_mask(factor, scale=weight(term) / common)
+            for frame in term.site["cond_indep_stack"]:
+                if frame.name != self.known.plate and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"site {term.name!r} depends on enumerated sites inside plate {frame.name!r}, which "
+                        "subsamples; only the data plate may subsample there"
+                    )
+                frames[self.plate_to_symbol[frame.name]] = frame
+            ordinal = frozenset(self.plate_to_symbol[f.name] for f in term.site["cond_indep_stack"])
+            tree.setdefault(ordinal, []).append(factor)
+        total = self._zeros(self.num_particles)
+        symbol_to_dim = {symbol: frame.dim for symbol, frame in frames.items()}
+        for term in terms:
+            dim_to_symbol = term.site["infer"]["_dim_to_symbol"]
+            symbol_to_dim |= {s: d for d, s in dim_to_symbol.items() if s in self.guide_symbols}
+        for ordinal, factors in contract_tensor_tree(tree, set(summed), cache={}).items():
+            for factor in factors:
+                value = packed.unpack(factor, symbol_to_dim)
+                total = total + self._per_datum(value, [frames[symbol] for symbol in ordinal])
+        return common * total
+
+    def _per_datum(self, value: Tensor, frames: Iterable[CondIndepStackFrame], *, rescale: bool = True) -> Tensor:
+        """Sum over nested plates: (enumerated dims..., K, nested plates..., B) to (enumerated dims..., K or 1, B)."""
+        value = self._sum_nested(value, frames, rescale=rescale)
+        dims = 1 + self.known.max_plate_nesting
+        value = value.reshape((1,) * (dims - value.dim()) + value.shape)
+        value = value.reshape((*value.shape[: 1 - dims], value.size(-1)))
+        return value.expand(*value.shape[:-1], self.rows)
+
+    def _sum_nested(self, value: Tensor, frames: Iterable[CondIndepStackFrame], *, rescale: bool = True) -> Tensor:
+        for frame in frames:
+            if frame.name in (self.known.plate, PARTICLES):
+                continue
+            if frame.dim is not None and value.dim() >= -frame.dim:
+                value = value.sum(frame.dim, keepdim=True)
+            if rescale and frame.full_size is not None and frame.full_size != frame.size:
+                value = value * (frame.full_size / frame.size)
+        return value
+
+    def _zeros(self, num_particles: int) -> Tensor:
+        return self.local[0].log_prob.new_zeros((num_particles, self.rows))
+
+
+def _symbols(term: Term) -> str:
+    """The dims that a term really has, as symbols."""
+    return getattr(_packed(term, term.log_prob), "_pyro_dims")  # noqa: B009
+
+
+def _packed(term: Term, value: Tensor) -> Tensor:
+    return packed.pack(value, term.site["infer"]["_dim_to_symbol"])
+
+
+def expected(value: Tensor, log_q: Tensor) -> Tensor:
+    """Mean of value (y dims..., K or 1, B) under q(y | x), whose log_q is (y dims..., K or 1, B)."""
+    return _sum_leading(log_q.exp() * value)
+
+
+def _sum_leading(value: Tensor) -> Tensor:
+    return value.flatten(0, -3).sum(0) if value.dim() > 2 else value
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+def same(a: float | Tensor, b: float | Tensor) -> bool:
+    """Whether two weights are equal."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b or bool(torch.equal(torch.as_tensor(a), torch.as_tensor(b)))
+    return a == b
+
+
+def draw_terms(pair: PairLike, batch: Sequence[Any], num_particles: int, known: Structure) -> Draw:
+    """Run guide and model once, and score every site."""
+    model_trace, guide_trace = traces(pair, batch, num_particles, known, enumerate_sites=bool(known.enumerated))
+    terms: list[Term] = []
+    for trace, in_guide in ((model_trace, False), (guide_trace, True)):
+        for site in random_sites(trace):
+            value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
+            terms.append(Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site)))
+    if known.enumerated:
+        guide_trace.symbolize_dims()
+        model_trace.symbolize_dims(guide_trace.plate_to_symbol)
+        return Draw(terms, known, num_particles, model_trace.plate_to_symbol)
+    return Draw(terms, known, num_particles, {})
+
+
+def _scale(site: dict[str, Any]) -> float | Tensor:
+    scale = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale / (frame.full_size / frame.size)
+    return 1.0 if not isinstance(scale, Tensor) and abs(scale - 1) < 1e-12 else scale
