@@ -1,1 +1,5 @@
-"""One file per graph: what p and q are."""
+"""One file per graph: what p and q are. `__all__` lists the library's pairs."""
+
+from pyrovae.models.vae import VAE
+
+__all__ = ["VAE"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from pyro import poutine
@@ -65,7 +66,20 @@ class Pair(PyroModule):
     >>> first, second = Coin(), Coin()
     >>> first._pyro_name == second._pyro_name
     False
+
+    Attributes:
+        arguments: what the constructor was called with, by name; `...` stands for a module, which no JSON can hold.
     """
+
+    arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102  (it only notes the arguments)
+        pair = super().__new__(cls)
+        with contextlib.suppress(TypeError):  # wrong arguments are __init__'s to report
+            bound = inspect.signature(cls.__init__).bind(pair, *args, **kwargs).arguments
+            values = list(bound.items())[1:]
+            pair.__dict__["arguments"] = {k: ... if isinstance(v, nn.Module) else v for k, v in values}
+        return pair
 
     def __init__(self) -> None:
         super().__init__(_name_in_param_store(type(self)))
@@ -120,6 +134,8 @@ class Structure:
         max_plate_nesting: how many dims the plates of model and guide take.
         latent, observed: names of the model's sites in order, `pyro.factor` among neither.
         global_latent: latent sites outside the data plate.
+        supports: for each observed site whose value is a tensor of the batch: its position there, and what values the
+            site takes.
         enumerated: sites marked `infer={"enumerate": "parallel"}`, of model and guide.
         parameters: unconstrained leaf tensors by name, each once: module-relative names for an `nn.Module`, names of
             the param store for the rest.
@@ -135,6 +151,7 @@ class Structure:
     latent: tuple[str, ...]
     observed: tuple[str, ...]
     global_latent: tuple[str, ...]
+    supports: dict[str, tuple[int, Any]]
     enumerated: tuple[str, ...]
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -185,6 +202,12 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
             site["name"] for site in random_sites(model_trace) if site["is_observed"] and not site_is_factor(site)
         ),
         global_latent=tuple(site["name"] for site in latent if not _inside(site, frame.name)),
+        supports={
+            site["name"]: (position, site["fn"].support)
+            for site in random_sites(model_trace)
+            for position, value in enumerate(batch)
+            if site["is_observed"] and site["value"] is value
+        },
         enumerated=tuple(dict.fromkeys(site["name"] for site in sites if site["infer"].get("enumerate") == "parallel")),
         parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
         buffers=_buffers(pair, modules),
@@ -208,8 +231,10 @@ def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
 
 def _unique(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Each tensor once, under its first name."""
-    by_identity = {id(tensor): (name, tensor) for name, tensor in reversed(named)}
-    return dict(reversed(by_identity.values()))
+    by_identity: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in named:
+        by_identity.setdefault(id(tensor), (name, tensor))
+    return dict(by_identity.values())
 
 
 def _buffers(pair: PairLike, modules: list[nn.Module]) -> dict[str, Tensor]:

@@ -57,6 +57,10 @@ class Objective(pyro.infer.ELBO):
             value = value + torch.as_tensor(drawn.global_elbo()).mean() / drawn.size
         return value
 
+    def for_validation(self) -> Objective:
+        """What to validate with: this objective, its schedules at their end."""
+        return self
+
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum over the data, as a differentiable scalar in nats."""
         pair = Functions(partial(model, **kwargs), partial(guide, **kwargs)) if kwargs else Functions(model, guide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +50,12 @@ class ELBO(Objective):
     def is_bound(self) -> bool:  # type: ignore[override]
         """Whether it is a lower bound on log p(x): beta is a number of at least 1."""
         return not hasattr(self.beta, "value") and self.beta >= 1
+
+    def for_validation(self) -> ELBO:
+        """This objective with beta at the end of its schedule."""
+        if not hasattr(self.beta, "at"):
+            return self
+        return ELBO(self.num_particles, beta=self.beta.at(math.inf), closed_form=self.closed_form, plate=self.plate)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""

@@ -1,0 +1,305 @@
+"""`fit`: the one way to train any pair. What it is given is checked here; the loop itself is in `loop`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from pyrovae.data import Data, Split, Stream, match
+from pyrovae.models.base import PairLike, Structure, as_pair, structure
+from pyrovae.models.rebuild import describe
+from pyrovae.training import checkpoint
+from pyrovae.training.loop import Callback, Loop, Run
+from pyrovae.training.step import Step
+
+__all__ = ["fit"]
+
+_DTYPES = {None: None, "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+def fit(
+    pair: Any,
+    data: Any,
+    *,
+    objective: pyro.infer.ELBO | None = None,
+    max_epochs: int = 100,
+    batch_size: int | None = None,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    clip_norm: float | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    plate: str | None = None,
+    accelerator: str = "auto",
+    precision: str | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback | Callable[[Run], None]] = (),
+    progress: bool | None = None,
+) -> Run:
+    """Fit any pair to data by stochastic gradient ascent on an objective.
+
+    It updates the parameters that the pair owns, as SVI does, those in Pyro's param store too, and leaves all else as
+    it was: random states, Pyro's settings, the default dtype, signal handlers. Ctrl-C ends it after the current step
+    and leaves a usable pair; a second one ends it at once.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: `pyrovae.data.Data` (its validation split is used), or a tensor, tuple or dict of tensors, Split or torch
+            Dataset; see `pyrovae.data.match`.
+        objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
+        max_epochs: passes over the data.
+        batch_size: rows per step, by default 128 or all; the last batch of an epoch may be smaller. A model that
+            subsamples by itself gets all rows in each step instead.
+        lr: learning rate of the optimizer.
+        optimizer: called as `optimizer(parameters, lr=lr)`; a torch optimizer class or a partial of one.
+        schedule: called as `schedule(optimizer)`; a torch learning-rate scheduler, stepped once an epoch.
+        clip_norm: largest norm of all gradients together.
+        validation: data to validate on after each epoch, or a fraction of the rows to hold out; False for none.
+        patience: end after this many epochs without a lower validation loss, and restore the best parameters.
+        plate: name of the data plate, where it is not plain.
+        accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
+        precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
+        seed: of the order of rows, the particles and every other draw. None draws one from torch's generator.
+        out: folder for history.csv and checkpoints.
+        resume: go on from the newest checkpoint in `out`, exactly as if there had been no interruption.
+        callbacks: see `Callback`.
+        progress: True for a bar (lines where there is no terminal), False for silence; None is True.
+
+    Returns:
+        the `Run`, its pair moved to the accelerator.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: for arguments and data that can't work, before training starts.
+        FloatingPointError: if the loss stops being finite; the pair then has its parameters from before that epoch.
+
+    >>> import torch
+    >>> from pyrovae.models import VAE
+    >>> x = torch.rand(64, 4).round()
+    >>> run = fit(VAE((4,), latent_dim=2, hidden=(8,)), x, max_epochs=2, seed=0, progress=False)
+    >>> len(run.history["train_loss"]), run.step
+    (2, 2)
+    """
+    pair = as_pair(pair)
+    _check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
+    if precision not in _DTYPES:
+        raise ValueError(f"precision is {precision!r}; pass one of {', '.join(str(name) for name in _DTYPES)}")
+    device = _device(accelerator)
+    train, held_out = _splits(data, pair, validation)
+    batch_size = min(128, len(train)) if batch_size is None else batch_size
+    if batch_size > len(train):
+        raise ValueError(f"batch_size is {batch_size}, the data have {len(train)} rows; pass batch_size<={len(train)}")
+    if patience is not None and held_out is None:
+        raise ValueError(
+            f"patience is {patience}, but there are no validation data; pass validation=0.1, or patience=None"
+        )
+    folder = _run_folder(out, resume)
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_surroundings(seed, device, _DTYPES[precision]))
+        train = train.to(device, _DTYPES[precision])
+        held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
+        known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])
+        step = Step(pair, objective, known)
+        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed)
+        loop.optimize(optimizer, lr, schedule, clip_norm)
+        loop.run.config = {
+            "pair": describe(pair),
+            "batch": [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in batch],
+            "plate": known.plate,
+            "objective": _spell(step.objective),
+            "optimizer": _spell(optimizer),
+            "schedule": None if schedule is None else _spell(schedule),
+            "batch_size": batch_size,
+            "lr": lr,
+            "clip_norm": clip_norm,
+            "patience": patience,
+            "max_epochs": max_epochs,
+            "rows": len(train),
+            "validation_rows": None if held_out is None else len(held_out),
+            "precision": precision,
+            "seed": seed,
+        }
+        loop.run.out = folder
+        if resume:
+            loop.resume()
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        loop.train(
+            max_epochs, patience=patience, callbacks=callbacks, autocast=autocast, progress=progress is not False
+        )
+    return loop.run
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        optional = name in ("clip_norm", "patience", "batch_size")
+        whole = name in ("max_epochs", "batch_size", "patience")
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise TypeError(f"{name} is {value!r}, a {'whole ' if whole else ''}number is wanted; pass {name}=1, say")
+        if not value > 0 or value == float("inf"):
+            raise ValueError(
+                f"{name} is {value}, it must be positive and finite; pass {name}={'1' if whole else '1e-3'}, say"
+            )
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(accelerator)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"accelerator is {accelerator!r}; pass 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"accelerator is {accelerator!r}, but torch finds no GPU here; pass accelerator='cpu'")
+    return device
+
+
+def _splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, Split | Stream | None]:
+    """What to train on and what to validate on, as the model's arguments."""
+    train = match(data, pair.model)
+    if validation is None:
+        validation = data.validation if isinstance(data, Data) else None
+    if validation is None or validation is False:
+        return train, None
+    if isinstance(validation, float):
+        if not 0 < validation < 1 or not isinstance(train, Split):
+            raise ValueError(
+                f"validation is {validation}, a fraction between 0 and 1 of rows in memory is wanted; "
+                "pass validation=0.1, or the data to validate on"
+            )
+        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        count = max(1, round(validation * len(train)))
+        return train.subset(rows[count:]), train.subset(rows[:count]).fixed(0)
+    held_out = match(validation, pair.model)
+    if held_out.event_shape != train.event_shape:
+        raise ValueError(
+            f"validation has event shape {held_out.event_shape}, the training data {train.event_shape}; pass one shape"
+        )
+    return train, held_out.fixed(0) if isinstance(held_out, Split) else held_out
+
+
+def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise ValueError("resume is True, but out is None; pass the folder of the run as out=")
+        return None
+    folder = Path(out)
+    holds_run = (folder / "checkpoints").is_dir() or (folder / "history.csv").exists()
+    if holds_run and not resume:
+        raise ValueError(
+            f"out={str(folder)!r} already holds a run; pass resume=True to go on with it, or another folder"
+        )
+    if resume and checkpoint.latest(folder / "checkpoints") is None:
+        raise FileNotFoundError(
+            f"out={str(folder)!r} has no complete checkpoint; pass resume=False to start a run there"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(f"out={str(folder)!r} can't be written to; pass a folder that you may write to")
+    return folder
+
+
+@contextlib.contextmanager
+def _surroundings(seed: int, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Seeded generators, and new tensors of a user's program where they belong; all as before afterwards."""
+    states, default_dtype = checkpoint.random_state(), torch.get_default_dtype()
+    try:
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
+        pyro.set_rng_seed(seed)
+        with contextlib.nullcontext() if device.type == "cpu" else device:
+            yield
+    finally:
+        torch.set_default_dtype(default_dtype)
+        checkpoint.set_random_state(states)
+
+
+def _prepare(
+    pair: PairLike,
+    train: Split | Stream,
+    batch_size: int,
+    plate: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[Structure, tuple[Tensor, ...]]:
+    """The pair on its device, its structure, and the batch that it was found on."""
+    parts = [part for part in (pair if isinstance(pair, tuple) else [pair]) if isinstance(part, nn.Module)]
+    for part in parts:
+        part.to(device=device, dtype=dtype)
+    batch = next(train.sequential(batch_size))
+    known = structure(pair, *batch, plate=plate)
+    for module in known.modules:
+        module.to(device=device, dtype=dtype)
+    for parameter in known.parameters.values():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    if not known.parameters:
+        raise ValueError(
+            "the pair has no parameters, so there is nothing to fit; register modules with pyro.module, use "
+            "pyro.param, or derive the pair from pyrovae.Pair"
+        )
+    guide = pair.guide
+    if isinstance(guide, AutoGuide) and len(train) > batch_size and set(known.latent) - set(known.global_latent):
+        raise ValueError(
+            f"{type(guide).__name__} has parameters of its own for each row, but batch_size={batch_size} of "
+            f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
+            f"{len(train)}"
+        )
+    _check_support(known, train)
+    return known, batch
+
+
+def _check_support(known: Structure, train: Split | Stream) -> None:
+    """Every observed value is one that its likelihood can give."""
+    batches = train.sequential(8192) if isinstance(train, Split) else [next(train.sequential(256))]
+    seen = 0
+    for batch in batches:
+        for site, (position, support) in known.supports.items():
+            value = batch[position]
+            try:
+                valid = support.check(value).reshape(len(value), -1).all(1)
+            except (NotImplementedError, RuntimeError):  # supports that depend on parameters, or on other rows
+                continue
+            if not valid.all():
+                row = int((~valid).nonzero()[0])
+                low, high = value[row].min().item(), value[row].max().item()
+                raise ValueError(
+                    f"{train.names[position]} has values that the likelihood at site {site!r} cannot give: row "
+                    f"{seen + row} lies in [{low:g}, {high:g}], wanted is {_support_name(support)}; scale or binarise "
+                    "the data, or choose another likelihood"
+                )
+        seen += len(batch[0])
+
+
+def _support_name(support: Any) -> str:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return {"Boolean()": "0 or 1", "_Boolean()": "0 or 1"}.get(str(support), str(support))
+
+
+def _spell(value: Any) -> str:
+    """A readable name for the record: of a class, a partial or an instance with its plain attributes."""
+    if hasattr(value, "func"):
+        return f"{value.func.__name__}({', '.join(f'{k}={v}' for k, v in value.keywords.items())})"
+    if isinstance(value, type) or inspect.isfunction(value):
+        return value.__name__
+    plain = {k: v for k, v in vars(value).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"

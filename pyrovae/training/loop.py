@@ -1,0 +1,408 @@
+"""The training loop: steps, validation, early stopping, checkpoints, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyrovae.data import Split, Stream
+from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
+from pyrovae.objectives import Objective, ledger
+from pyrovae.training import checkpoint
+from pyrovae.training.history import History
+from pyrovae.training.schedules import Schedule
+from pyrovae.training.step import Step
+
+__all__ = ["Callback", "Loop", "Run"]
+
+READ_EVERY = 50  # steps between two looks at the losses, which wait for the device
+SAVE_EVERY = 60.0  # seconds between two checkpoints
+
+
+class Callback:
+    """What `fit` calls as it goes; a plain function counts as `on_epoch`."""
+
+    def on_step(self, run: Run) -> None:
+        """After each optimizer step; `run.step` counts them from 1."""
+
+    def on_epoch(self, run: Run) -> None:
+        """After each epoch and its validation."""
+
+
+@dataclass
+class Run:
+    """What `fit` returns, and what callbacks see while it trains.
+
+    Attributes:
+        pair: the pair, trained.
+        objective: what was optimised.
+        history: a row per epoch: losses in nats per datum, learning rate, seconds.
+        config: everything that was resolved, as JSON.
+        known: the pair's structure.
+        seed: of this run.
+        out: folder of the run, if it has one.
+        step, epoch: steps and whole epochs done.
+        best_epoch, best_loss: of the lowest validation loss, nats per datum.
+        interrupted: whether Ctrl-C ended it.
+        seconds: of training, validation and checkpoints included.
+        stopping: set it from a callback to end after this epoch.
+    """
+
+    pair: Any
+    objective: Any
+    history: History
+    config: dict[str, Any]
+    known: Structure
+    seed: int
+    out: Path | None = None
+    step: int = 0
+    epoch: int = 0
+    best_epoch: int | None = None
+    best_loss: float = math.inf
+    interrupted: bool = False
+    seconds: float = 0.0
+    stopping: bool = False
+
+    def plot(self, ax: Any = None) -> Any:
+        """Training curves on `ax`, returned."""
+        return self.history.plot(ax=ax)
+
+
+class Loop:
+    """The state of one training run, and what changes it."""
+
+    def __init__(
+        self,
+        step: Step,
+        train: Split | Stream,
+        validation: Split | Stream | None,
+        *,
+        batch_size: int,
+        seed: int,
+    ):
+        self.step = step
+        self.train_data = train
+        self.validation_data = validation
+        self.batch_size = batch_size
+        self.subsamples_itself = step.known.rows < batch_size
+        self.steps_per_epoch = math.ceil(len(train) / min(batch_size, step.known.rows))
+        self.run = Run(step.pair, step.objective, History(), {}, step.known, seed)
+        self.schedules = {k: v for k, v in vars(step.objective).items() if isinstance(v, Schedule)}
+        self.state = {**step.known.parameters, **step.known.buffers}
+        self.best = self._snapshot()
+        self.in_epoch = _Epoch()
+
+    def optimize(
+        self,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr: float,
+        schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
+        clip_norm: float | None,
+    ) -> None:
+        """Make the optimizer and the schedule of its learning rate."""
+        self.optimizer = optimizer(list(self.step.known.parameters.values()), lr=lr)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer makes a {type(self.optimizer).__name__}, not a torch optimizer; "
+                "pass torch.optim.Adam or functools.partial(torch.optim.Adam, betas=(0.9, 0.99))"
+            )
+        self.scheduler = None if schedule is None else schedule(self.optimizer)
+        self.clip_norm = clip_norm
+
+    def train(
+        self,
+        max_epochs: int,
+        *,
+        patience: int | None,
+        callbacks: Sequence[Callback | Callable[[Run], None]],
+        autocast: contextlib.AbstractContextManager[Any],
+        progress: bool,
+    ) -> None:
+        """Train until `max_epochs`, the end of patience, a callback's word or Ctrl-C."""
+        run, began = self.run, time.monotonic() - self.run.seconds
+        saved = time.monotonic()
+        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress)
+        with contextlib.closing(bar), _interruptible(run):
+            while run.epoch < max_epochs and not run.stopping and not run.interrupted:
+                before = self._snapshot()
+                try:
+                    self._epoch(callbacks, autocast, bar)
+                except FloatingPointError:
+                    self._restore(before)
+                    raise
+                run.seconds = time.monotonic() - began
+                if run.interrupted:
+                    break
+                self._end_epoch(patience, autocast)
+                for callback in callbacks:
+                    callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
+                bar.epoch()
+                if run.out and time.monotonic() - saved > SAVE_EVERY:
+                    self.save()
+                    saved = time.monotonic()
+            returns_best = patience is not None and run.best_epoch is not None and not run.interrupted
+            if run.out:
+                self.save(returns_best=returns_best)
+            if returns_best:
+                self._restore(self.best)
+
+    def _epoch(
+        self,
+        callbacks: Sequence[Callback | Callable[[Run], None]],
+        autocast: contextlib.AbstractContextManager[Any],
+        bar: _Progress,
+    ) -> None:
+        run, epoch = self.run, self.in_epoch
+        per_step = [callback for callback in callbacks if isinstance(callback, Callback)]
+        for batch in self._batches(skip=epoch.steps):
+            for schedule in self.schedules.values():
+                schedule.update(run.epoch + epoch.steps / self.steps_per_epoch)
+            self.optimizer.zero_grad(set_to_none=True)
+            # Pyro checks every value at every site: once through the data is enough.
+            with autocast, pyro.validation_enabled(run.epoch == 0):
+                loss = self.step.backward(*batch)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.step.known.parameters.values(), self.clip_norm)
+            self.optimizer.step()
+            run.step += 1
+            epoch.add(loss, len(batch[0]))
+            if len(epoch.unread) >= READ_EVERY:
+                self._read(batch)
+            for callback in per_step:
+                callback.on_step(run)
+            bar.step()
+            if run.interrupted:
+                break
+        self._read(batch)
+
+    def _batches(self, skip: int) -> Iterator[tuple[Tensor, ...]]:
+        if self.subsamples_itself:
+            for _ in range(skip, self.steps_per_epoch):
+                yield next(self.train_data.sequential(len(self.train_data)))
+        else:
+            yield from self.train_data.batches(self.batch_size, seed=self.run.seed, epoch=self.run.epoch, skip=skip)
+
+    def _end_epoch(self, patience: int | None, autocast: contextlib.AbstractContextManager[Any]) -> None:
+        run, finished = self.run, self.in_epoch
+        row = {"epoch": run.epoch + 1, "step": run.step, "train_loss": finished.total / finished.rows}
+        if self.validation_data is not None:
+            row["validation_loss"] = self._validate(self.validation_data, autocast)
+            if row["validation_loss"] < run.best_loss:
+                run.best_loss, run.best_epoch = row["validation_loss"], run.epoch + 1
+                self.best = self._snapshot() if patience is not None else {}
+        row |= {name: schedule.value.item() for name, schedule in self.schedules.items()}
+        run.history.append(**row, lr=self.optimizer.param_groups[0]["lr"], seconds=run.seconds)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        run.epoch += 1
+        self.in_epoch = _Epoch()
+        if patience is not None and run.epoch - (run.best_epoch or 0) >= patience:
+            run.stopping = True
+
+    def _validate(self, data: Split | Stream, autocast: contextlib.AbstractContextManager[Any]) -> float:
+        """Mean loss over the validation data, in evaluation mode, with the same random numbers each time."""
+        objective = self.step.objective
+        objective = objective.for_validation() if isinstance(objective, Objective) else objective
+        step = Step(self.run.pair, objective, self.step.known)
+        total = 0.0
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(evaluation_mode(self.run.pair, *self.step.known.modules))
+            stack.enter_context(isolated_random_state(self.run.seed))
+            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(autocast)
+            stack.enter_context(torch.no_grad())
+            for batch in data.sequential(self.batch_size):
+                total = total + step(*batch) * len(batch[0])
+        return float(total) / len(data)
+
+    def _read(self, batch: tuple[Tensor, ...]) -> None:
+        """Wait for the losses since the last look, and stop if one is not finite."""
+        first = self.run.step - len(self.in_epoch.unread)
+        losses = self.in_epoch.read()
+        bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            latest = self.run.out and checkpoint.latest(self.run.out / "checkpoints")
+            kept = "parameters from before this epoch" + (f", the last checkpoint is {latest}" if latest else "")
+            raise FloatingPointError(
+                f"the loss is {losses[bad]} at step {first + bad + 1}, in epoch {self.run.epoch + 1}: "
+                f"{self._blame(batch)}. The pair has its {kept}; pass a smaller lr= or clip_norm=1.0, or look at the "
+                "data and at scales that go to 0"
+            )
+
+    def _blame(self, batch: tuple[Tensor, ...]) -> str:
+        """What is not finite by now: parameters, or sites and rows of the last batch."""
+        broken = [name for name, tensor in self.step.known.parameters.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            return f"parameters {broken[:3]} are no longer finite"
+        with torch.no_grad(), pyro.validation_enabled(False):
+            for term in ledger(self.run.pair, *batch, known=self.step.known).terms:
+                broken_rows = (~torch.isfinite(term.log_prob)).reshape(-1, term.log_prob.size(-1)).any(0)
+                if broken_rows.any():
+                    rows = broken_rows.nonzero().flatten()[:5].tolist()
+                    return f"log {'q' if term.kind == 'guide' else 'p'} of site {term.name!r}, rows {rows} of the batch"
+        return "every site is finite again on the last batch"
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def save(self, *, returns_best: bool = False) -> Path:
+        """Write a checkpoint from which `resume` goes on exactly.
+
+        Args:
+            returns_best: whether the run ends here with its best parameters, not its last.
+        """
+        run = self.run
+        assert run.out is not None
+        tensors = {name: tensor.detach() for name, tensor in self.state.items()}
+        best = {f"best/{name}": tensor for name, tensor in self.best.items()}
+        state = {
+            "step": run.step,
+            "epoch": run.epoch,
+            "in_epoch": [self.in_epoch.steps, self.in_epoch.rows, self.in_epoch.total],
+            "best": [run.best_epoch, run.best_loss],
+            "returns_best": returns_best,
+            "seconds": run.seconds,
+            "history": run.history.rows,
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
+        kept = checkpoint.Checkpoint(
+            {**tensors, **best}, self.optimizer.state_dict(), checkpoint.random_state(), state, run.config
+        )
+        path = checkpoint.save(kept, run.out / "checkpoints", step=run.step)
+        run.history.to_csv(run.out / "history.csv")
+        return path
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run's folder."""
+        run = self.run
+        assert run.out is not None
+        path = checkpoint.latest(run.out / "checkpoints")
+        assert path is not None
+        kept = checkpoint.read(path)
+        for name, value in run.config.items():
+            if name not in ("max_epochs", "patience") and kept.config.get(name) != value:
+                raise ValueError(
+                    f"{name} is {value!r}, the run in {str(run.out)!r} has {kept.config.get(name)!r}; "
+                    f"pass {name}={kept.config.get(name)!r} to go on with it, or another folder to start anew"
+                )
+        self._restore({name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")})
+        self.best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
+        self.optimizer.load_state_dict(kept.optimizer)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(kept.state["scheduler"])
+        run.step, run.epoch, run.seconds = kept.state["step"], kept.state["epoch"], kept.state["seconds"]
+        run.best_epoch, run.best_loss = kept.state["best"]
+        self.in_epoch = _Epoch(*kept.state["in_epoch"])
+        run.history = History(kept.state["history"])
+        checkpoint.set_random_state(kept.random)
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.state.items()}
+
+    def _restore(self, snapshot: dict[str, Tensor]) -> None:
+        load_state(self.state, snapshot)
+
+
+def load_state(state: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy values into parameters and buffers of the same names.
+
+    Raises:
+        ValueError: where names or shapes differ.
+    """
+    if missing := sorted(state.keys() ^ values.keys()):
+        raise ValueError(
+            f"the pair and the checkpoint do not have the same parameters, {missing[:3]} for example; "
+            "pass the pair that the checkpoint was made with"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.shape != values[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)} in the pair and {tuple(values[name].shape)} in the "
+                    "checkpoint; pass the pair that the checkpoint was made with"
+                )
+            tensor.copy_(values[name])
+
+
+@dataclass
+class _Epoch:
+    """The epoch under way: how far it is, and the sum of its losses."""
+
+    steps: int = 0
+    rows: int = 0
+    total: float = 0.0
+    unread: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, rows: int) -> None:
+        self.steps += 1
+        self.unread.append((loss, rows))
+
+    def read(self) -> list[float]:
+        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
+        for loss, (_, rows) in zip(losses, self.unread, strict=True):
+            self.total += loss * rows
+            self.rows += rows
+        self.unread = []
+        return losses
+
+
+class _Progress:
+    """A bar on a terminal, at most twenty lines elsewhere."""
+
+    def __init__(self, max_epochs: int, steps_per_epoch: int, run: Run, *, shown: bool):
+        self.run, self.max_epochs = run, max_epochs
+        terminal = sys.stderr.isatty()
+        self.lines = shown and not terminal
+        self.bar = tqdm(
+            total=max_epochs * steps_per_epoch,
+            initial=run.step,
+            unit="step",
+            disable=not (shown and terminal),
+            leave=True,
+        )
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def epoch(self) -> None:
+        last = self.run.history.last
+        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "validation_loss") if name in last}
+        self.bar.set_postfix(epoch=self.run.epoch, **losses)
+        every = max(1, self.max_epochs // 20)
+        if self.lines and (self.run.epoch % every == 0 or self.run.epoch == self.max_epochs or self.run.stopping):
+            text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in losses.items())
+            print(f"epoch {self.run.epoch}/{self.max_epochs}: {text} nats, {self.run.seconds:.1f} s", file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+@contextlib.contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    """Ctrl-C asks the loop to end after the step; a second one raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(*_: Any) -> None:
+        run.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

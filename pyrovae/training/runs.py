@@ -1,0 +1,67 @@
+"""A run's folder, read back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyrovae.models.base import as_pair, structure
+from pyrovae.models.rebuild import build
+from pyrovae.training import checkpoint
+from pyrovae.training.history import History
+from pyrovae.training.loop import Run, load_state
+
+__all__ = ["load"]
+
+
+def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
+    """The run that `fit(..., out=folder)` returned, from its newest checkpoint, on the CPU.
+
+    Args:
+        folder: the run's.
+        pair: the pair that was fitted, which gets the parameters. Pairs of the library are rebuilt from their name and
+            arguments where it is left out; somebody's own has to be passed: no file says what to import.
+
+    Raises:
+        FileNotFoundError: where the folder has no checkpoint.
+        ValueError: where the checkpoint is damaged, is another pair's, or the pair is needed.
+    """
+    folder = Path(folder)
+    path = checkpoint.latest(folder / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(f"{str(folder)!r} has no complete checkpoint; pass the folder given to fit as out=")
+    kept = checkpoint.read(path)
+    state, config = kept.state, kept.config
+    if pair is None:
+        if config.get("pair") is None:
+            raise ValueError(f"the run in {str(folder)!r} is of a pair of your own; pass it as pair= (--pair file.py:Name)")
+        pair = build(config["pair"])
+    pair = as_pair(pair)
+    best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
+    last = {name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")}
+    values = best if state["returns_best"] else last
+    floating = [tensor.dtype for tensor in values.values() if tensor.is_floating_point()]
+    for part in pair if isinstance(pair, tuple) else [pair]:
+        if isinstance(part, nn.Module) and floating:
+            part.to(device="cpu", dtype=floating[0])
+    example = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["batch"]]
+    known = structure(pair, *example, plate=config["plate"])
+    load_state({**known.parameters, **known.buffers}, values)
+    return Run(
+        pair=pair,
+        objective=config["objective"],
+        history=History(state["history"]),
+        config=config,
+        known=known,
+        seed=config["seed"],
+        out=folder,
+        step=state["step"],
+        epoch=state["epoch"],
+        best_epoch=state["best"][0],
+        best_loss=state["best"][1],
+        seconds=state["seconds"],
+    )

@@ -1,0 +1,88 @@
+"""The training step: a batch to a scalar, the mean loss per datum."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrovae.models.base import Structure, as_pair
+from pyrovae.objectives import ELBO, Objective, ledger
+
+__all__ = ["Step"]
+
+
+class Step(nn.Module):
+    """`step(*batch)`: the loss of a pair under an objective, mean nats per datum.
+
+    From here on all is ordinary PyTorch. Pyro's own objectives sum over the data plate; the step divides by the plate's
+    size, so that subsampled plates come out per datum as well.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        objective: one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
+        known: the pair's structure.
+
+    Raises:
+        TypeError: for anything else as objective.
+
+    >>> from pyrovae.models import VAE
+    >>> from pyrovae.models.base import structure
+    >>> vae, x = VAE((4,), latent_dim=2), torch.ones(3, 4)
+    >>> Step(vae, ELBO(), structure(vae, x))(x).shape
+    torch.Size([])
+    """
+
+    def __init__(self, pair: Any, objective: pyro.infer.ELBO | None, known: Structure):
+        super().__init__()
+        self.pair = as_pair(pair)
+        self.known = known
+        objective = ELBO() if objective is None else objective
+        if not isinstance(objective, pyro.infer.ELBO):
+            raise TypeError(
+                f"objective is {objective!r}, not an objective; pass an instance, pyrovae.ELBO() or "
+                "pyro.infer.Trace_ELBO() for example"
+            )
+        # Pyro's objectives remember the plates of the pair that they first saw.
+        self.objective = objective if isinstance(objective, Objective) else copy.deepcopy(objective)
+
+    def forward(self, *batch: Any) -> Tensor:
+        """Mean loss per datum, nats; differentiable, save for objectives that only have `loss_and_grads`."""
+        if isinstance(self.objective, Objective):
+            drawn = ledger(self.pair, *batch, num_particles=self.objective.num_particles, known=self.known)
+            return -self.objective.mean(drawn)
+        loss = getattr(self.objective, "differentiable_loss", self.objective.loss)
+        with _PlateSize(self.known.plate) as plate:
+            value = loss(self.pair.model, self.pair.guide, *batch)
+        return torch.as_tensor(value) / plate.size
+
+    def backward(self, *batch: Any) -> Tensor:
+        """Add the gradients to the parameters' `.grad`, and return the loss."""
+        if isinstance(self.objective, Objective) or hasattr(self.objective, "differentiable_loss"):
+            loss = self(*batch)
+            loss.backward()
+            return loss.detach()
+        with _PlateSize(self.known.plate) as plate:
+            total = self.objective.loss_and_grads(self.pair.model, self.pair.guide, *batch)
+        for parameter in self.known.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad /= plate.size
+        return torch.as_tensor(total / plate.size)
+
+
+class _PlateSize(Messenger):
+    """Reads the full size of a plate while a program runs."""
+
+    def __init__(self, plate: str):
+        super().__init__()
+        self.plate = plate
+        self.size = 1
+
+    def _pyro_sample(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate:
+                self.size = frame.full_size
