@@ -64,9 +64,14 @@ def test_csv_of_no_rows(tmp_path):
 
 def test_to_csv_is_atomic(tmp_path, monkeypatch):
     path = History([{"epoch": 1}]).to_csv(tmp_path / "history.csv")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-        patch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError("full")))
-        History([{"epoch": 2}]).to_csv(path)
+
+    def full(*names):
+        raise OSError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(OSError, match="full"):
+            History([{"epoch": 2}]).to_csv(path)
     assert History.from_csv(path)["epoch"] == [1.0]
     assert [file.name for file in tmp_path.iterdir()] == ["history.csv"]
     History([{"epoch": 2}]).to_csv(path)

@@ -399,7 +399,8 @@ def _parse(files: dict[str, bytes]) -> Checkpoint:
     for name, keys in ((STATE, ("state", "optimizer")), (CONFIG, ())):
         loaded = _load(files[name], name)
         try:
-            value = _decode(loaded, tensors[OPTIMIZER] if name == STATE else {})
+            # -1, because state.json has one level more than each of the two values in it.
+            value = _decode(loaded, tensors[OPTIMIZER] if name == STATE else {}, -1)
         except ValueError as error:
             raise ValueError(f"{name} has {error}") from error
         if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in keys):

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def fit(
     max_epochs: int = 100,
     batch_size: int | None = None,
     lr: float = 1e-3,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, fused=True),  # noqa: B008
     schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
     clip_norm: float | None = None,
     validation: Any = None,
@@ -64,6 +65,7 @@ def fit(
             subsamples by itself gets all rows in each step instead.
         lr: learning rate of the optimizer.
         optimizer: called as `optimizer(parameters, lr=lr)`; a torch optimizer class or a partial of one.
+            Default: Adam.
         schedule: called as `schedule(optimizer)`; a torch learning-rate scheduler, stepped once an epoch.
         clip_norm: largest norm of all gradients together.
         validation: data to validate on after each epoch, or a fraction of the rows to hold out; False for none.
@@ -221,6 +223,8 @@ def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None
 @contextlib.contextmanager
 def _surroundings(seed: int, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     """Seeded generators, and new tensors of a user's program where they belong; all as before afterwards."""
+    if device.type == "cuda":
+        torch.cuda.init()  # or its generators would have no state yet to come back to
     states, default_dtype = checkpoint.random_state(), torch.get_default_dtype()
     try:
         if dtype is not None:

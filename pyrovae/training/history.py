@@ -169,7 +169,7 @@ def _number(name: str, value: SupportsFloat) -> float:
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text")
-        return float(value)
+        return float(value.item() if hasattr(value, "item") else value)  # item: of a tensor that has a gradient, too
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of several elements
         kind = f"{type(value).__name__} {str(value)[:40]!r}"
         raise TypeError(f"{name} is the {kind}, wanted one number; pass a float") from error

@@ -101,6 +101,9 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(train) / min(batch_size, step.known.rows))
         self.run = Run(step.pair, step.objective, History(), {}, step.known, seed)
         self.schedules = {k: v for k, v in vars(step.objective).items() if isinstance(v, Schedule)}
+        like = next(tensor for tensor in step.known.parameters.values() if tensor.is_floating_point())
+        for schedule in self.schedules.values():
+            schedule.to(like)
         self.state = {**step.known.parameters, **step.known.buffers}
         self.best = self._snapshot()
         self.in_epoch = _Epoch()

@@ -204,8 +204,8 @@ def as_weight(value: float | Schedule) -> Schedule:
 
 
 def _between(start: float, end: float, part: float) -> float:
-    """Linear interpolation that is exact at both ends, and between equal ones."""
-    return start if part == 0 or start == end else end if part == 1 else start + (end - start) * part
+    """Linear interpolation; the rounded sum need not be `end` where it should."""
+    return end if part == 1 else start + (end - start) * part
 
 
 def _finite(name: str, value: float) -> float:

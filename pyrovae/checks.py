@@ -1,0 +1,528 @@
+r"""Predictive checks: are data that the model makes like the data, in the statistics that matter?
+
+    prior predictive:      x_rep ~ p(x)
+    posterior predictive:  z ~ q(z | x),  x_rep ~ p(x | z)
+
+A statistic T of a whole data set is compared with its values for R replicated data sets of as many rows:
+
+    p = P(T(x_rep) >= T(x)),  estimated as  (#{T_rep > T} + U (1 + #{T_rep = T})) / (R + 1),  U ~ Uniform(0, 1)
+
+* Prior predictive: if the data come from the model, T and the R values of T_rep are exchangeable, so that p is exactly
+  uniform, at any R and with any ties. That holds for rows that the model has not seen, up to the error of its
+  parameters; rows that it was fitted to look more like it than new ones.
+* Posterior predictive: the data are used twice, so p is conservative. If q(z | x) is the exact posterior of the model
+  that the data come from, p has mean 1/2 and a variance of at most 1/12, often much less; a value near 0 or 1 is then
+  stronger evidence than it looks, one near 1/2 weaker.
+
+Sources: Box 1980, J. R. Stat. Soc. A 143 (prior); Rubin 1984, Ann. Stat. 12, and Gelman, Meng & Stern 1996,
+Stat. Sinica 6 (posterior); Meng 1994, Ann. Stat. 22 (its mean and variance).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from torch import Tensor, nn
+
+from pyrovae import plots
+from pyrovae.data import match
+from pyrovae.models.base import (
+    PairLike,
+    Structure,
+    as_pair,
+    evaluation_mode,
+    isolated_random_state,
+    random_sites,
+    structure,
+)
+from pyrovae.objectives.particles import PARTICLES, vectorises
+
+__all__ = ["STATISTICS", "Check", "Comparison", "check", "p_value", "replicate"]
+
+Statistic = Callable[[Tensor], "Tensor | float"]
+Source = Literal["posterior", "prior"]
+
+LABELS = {
+    "posterior": "posterior predictive, conservative",
+    "prior": "prior predictive, uniform under the model",
+}
+ROWS_AT_ONCE = 1024
+EXAMPLES = 16
+_ROWS, _REPLICATES, _STATISTICS, _TIES = range(4)  # what a seed is used for: each use has a stream of its own
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of all entries."""
+    return _real(x).mean()
+
+
+def sd(x: Tensor) -> Tensor:
+    """Root of the variance over data, averaged over the entries of a datum."""
+    return _real(x).var(0, correction=0).mean().sqrt()
+
+
+def smallest(x: Tensor) -> Tensor:
+    """Smallest of all entries."""
+    return x.min()
+
+
+def largest(x: Tensor) -> Tensor:
+    """Largest of all entries."""
+    return x.max()
+
+
+def zeros(x: Tensor) -> Tensor:
+    """Share of the entries that are exactly zero."""
+    return _real(x == 0).mean()
+
+
+def spread_of_totals(x: Tensor) -> Tensor:
+    """Standard deviation over data of the sum of a datum: that of the ink of an image, or the length of a text."""
+    return _real(x).flatten(1).sum(1).std(correction=0)
+
+
+def neighbour_correlation(x: Tensor) -> Tensor:
+    """Root mean square correlation over data of neighbouring entries, in [0, 1]; pairs weigh by their variances.
+
+    Neighbours are adjacent pixels, horizontally and vertically, or adjacent entries of a vector. 0 if nothing varies.
+    """
+    x = _real(x) - _real(x).mean(0)
+    squared, scale = x.new_zeros(()), x.new_zeros(())
+    for dim in range(max(1, x.dim() - 2), x.dim()):  # of (C, H, W) the last two
+        one, other = x.narrow(dim, 0, x.size(dim) - 1), x.narrow(dim, 1, x.size(dim) - 1)
+        squared += (one * other).mean(0).square().sum()
+        scale += (one.square().mean(0) * other.square().mean(0)).sum()
+    return torch.where(scale > 0, squared / scale, 0.0).sqrt()
+
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": mean,
+    "sd": sd,
+    "min": smallest,
+    "max": largest,
+    "zeros": zeros,
+    "spread_of_totals": spread_of_totals,
+    "neighbour_correlation": neighbour_correlation,
+}
+
+
+def _real(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One statistic of the data beside its values for replicated data.
+
+    Attributes:
+        statistic: its name.
+        source: where replicates come from, "posterior" or "prior".
+        observed: its value for the data.
+        replicated: its value for each replicated data set, (R,), float64.
+        p_value: P(T_rep >= T), see `p_value`.
+    """
+
+    statistic: str
+    source: Source
+    observed: float
+    replicated: Tensor
+    p_value: float
+
+    @property
+    def tail(self) -> float:
+        """The two-sided p-value 2 min(p, 1 - p), uniform where p is."""
+        return 2 * min(self.p_value, 1 - self.p_value)
+
+    @property
+    def label(self) -> str:
+        """What kind of p-value it is, and how it is distributed if the model is right."""
+        return LABELS[self.source]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check` found: printed as a table, drawn by `plot`.
+
+    Attributes:
+        rows: a `Comparison` for each statistic and source.
+        constant: statistics without a p-value, such as "max (prior)": the same in the data and in every replicate.
+        examples: a few rows of the "data", and of the first replicate from each source, (n, *event), on the CPU;
+            replicates from the posterior belong to the rows of the data.
+        num_rows: N, how many rows were compared.
+        num_replicates: R.
+    """
+
+    rows: tuple[Comparison, ...]
+    constant: tuple[str, ...]
+    examples: dict[str, Tensor]
+    num_rows: int
+    num_replicates: int
+
+    def __str__(self) -> str:
+        width = max([len(row.statistic) for row in self.rows] + [9])
+        head = f"  {'statistic':<{width}}{'data':>12}{'replicated':>25}{'p-value':>9}{'two-sided':>11}"
+        lines = [f"predictive check of {self.num_rows} rows by {self.num_replicates} replicates", head]
+        for index, row in enumerate(self.rows):
+            if index == 0 or row.source != self.rows[index - 1].source:
+                lines.append(row.label)
+            replicated = f"{row.replicated.mean():.5g} ± {row.replicated.std(correction=0):.2g}"
+            numbers = f"{row.observed:>12.5g}{replicated:>25}{row.p_value:>9.3f}{row.tail:>11.3f}"
+            lines.append(f"  {row.statistic:<{width}}{numbers}")
+        if self.constant:
+            lines.append(f"the same in the data and every replicate: {', '.join(self.constant)}")
+        return "\n".join(lines)
+
+    def plot(self, axes: Any = None, *, columns: int = 4) -> Any:
+        """A histogram of each statistic with a line at the data's; see `pyrovae.plots.predictive_checks`."""
+        panels = [
+            {
+                "observed": row.observed,
+                "replicated": row.replicated,
+                "p_value": row.p_value,
+                "name": f"{row.statistic}, {row.source}".replace("_", " "),
+            }
+            for row in self.rows
+        ]
+        return plots.predictive_checks(panels, axes=axes, columns=columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the single replicates, as JSON can hold it."""
+        rows = [
+            {
+                "statistic": row.statistic,
+                "source": row.source,
+                "label": row.label,
+                "observed": row.observed,
+                "replicated_mean": row.replicated.mean().item(),
+                "replicated_sd": row.replicated.std(correction=0).item(),
+                "p_value": row.p_value,
+                "tail": row.tail,
+            }
+            for row in self.rows
+        ]
+        sizes = {"num_rows": self.num_rows, "num_replicates": self.num_replicates}
+        return {"rows": rows, "constant": list(self.constant), **sizes}
+
+
+def check(
+    pair: Any,
+    data: Any,
+    statistics: str | Statistic | Sequence[str | Statistic] | Mapping[str, str | Statistic] | None = None,
+    *,
+    num_replicates: int = 200,
+    sources: Source | Sequence[Source] = ("posterior", "prior"),
+    site: str | None = None,
+    plate: str | None = None,
+    max_rows: int | None = 2000,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Check:
+    """Compare data with what the model makes, by test statistics and their predictive p-values.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: what `pyrovae.data.match` takes, and best what the pair was not fitted to: `data.test`. Of `Data` it is
+            the training split. A random transform is applied once.
+        statistics: names from `STATISTICS` and functions that take x (N, *event) and return one number, alone, in a
+            list, or in a mapping that names them. Default: all of `STATISTICS`.
+        num_replicates: R; p-values are as fine as 1 / (R + 1).
+        sources: where replicates come from; "posterior", "prior" or both.
+        site: the observed site to compare; needed only where there are several and none is called "x".
+        plate: name of the data plate, where it is not plain.
+        max_rows: compare at most this many rows, chosen by `seed`: fewer rows see only larger misfits. None: all.
+        seed: of rows, replicates and ties; random states are left as they were.
+        batch_size: rows that go through the pair at once, those of all replicates together; default 1024.
+
+    Returns:
+        the `Check`.
+
+    Raises:
+        ValueError: for an unknown statistic, source or site, or a statistic that is not one finite number.
+        TypeError: for a statistic that is neither a name nor a function.
+
+    Source: see the module.
+
+    >>> import pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> def guide(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+    >>> x = 10 * torch.sin(torch.arange(50.0))  # much wider than the model's N(0, 2)
+    >>> for row in check((model, guide), x, ["sd", torch.median], sources="prior").rows:
+    ...     print(row.statistic, row.p_value < 0.01, row.label)
+    sd True prior predictive, uniform under the model
+    median False prior predictive, uniform under the model
+    """
+    functions = _functions(statistics)
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    task = _Task(pair, data, sources, num_replicates, site, plate, max_rows, seed, batch_size)
+    rows: list[Comparison] = []
+    constant: list[str] = []
+    examples: dict[str, Tensor] = {}
+    uniforms = torch.Generator().manual_seed(_stream(seed, _TIES))
+    with isolated_random_state(_stream(seed, _STATISTICS)), torch.no_grad():
+        for source in sources:
+            values: list[list[float]] = []  # of the data, then of each replicate
+            for replicated, x in task.chunks(source):
+                if not values:
+                    examples |= {"data": x[:EXAMPLES].cpu(), source: replicated[0, :EXAMPLES].cpu()}
+                    values.append([_number(name, function, x) for name, function in functions.items()])
+                values += [[_number(name, function, rep) for name, function in functions.items()] for rep in replicated]
+            columns = torch.tensor(values, dtype=torch.float64).T
+            for name, column in zip(functions, columns, strict=True):
+                uniform = torch.rand((), generator=uniforms, dtype=torch.float64).item()
+                observed, others = column[0].item(), column[1:]
+                if (others == observed).all():
+                    constant.append(f"{name} ({source})")
+                else:
+                    rows.append(Comparison(name, source, observed, others, p_value(observed, others, uniform)))
+    return Check(tuple(rows), tuple(constant), examples, task.num_rows, num_replicates)
+
+
+def p_value(observed: float | Tensor, replicated: Tensor, uniform: float) -> float:
+    """P(T_rep >= T) with ties broken at random: exactly uniform where T and the R values of T_rep are exchangeable.
+
+        (#{T_rep > T} + U (1 + #{T_rep = T})) / (R + 1)
+
+    Args:
+        observed: T, one number; or (R,), where it depends on the latents of the replicate too.
+        replicated: T_rep, (R,).
+        uniform: U, a draw from Uniform(0, 1).
+
+    >>> p_value(2.0, torch.tensor([1.0, 2.0, 3.0]), uniform=0.5)  # (1 + 0.5 x 2) / 4
+    0.5
+    """
+    above, equal = int((replicated > observed).sum()), int((replicated == observed).sum())
+    return (above + uniform * (1 + equal)) / (len(replicated) + 1)
+
+
+def replicate(
+    pair: Any,
+    data: Any,
+    *,
+    source: Source = "posterior",
+    num_replicates: int = 200,
+    site: str | None = None,
+    plate: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Iterator[Tensor]:
+    """Replicated data sets, one by one: as many rows as the data, drawn from p(x | z) with z ~ q(z | x), or from p(x).
+
+    Every observed site is drawn anew, given the sites before it; inputs of the model that are no site stay as they
+    are, and so do masked entries. Sites that the model enumerates are drawn given x and the guide's z.
+
+    Args:
+        pair, data, site, plate, seed, batch_size: as for `check`.
+        source: "posterior" draws latents from the guide, "prior" from the model.
+        num_replicates: R.
+
+    Returns:
+        iterator over R tensors (N, *event), the values of `site` in the order of the data; a few of them are in memory
+        at a time. `torch.stack(list(...))` holds all.
+
+    Raises:
+        ValueError: for an unknown source or site.
+
+    >>> from pyrovae.models import VAE
+    >>> x = torch.ones(5, 4)
+    >>> len(list(replicate(VAE((4,), latent_dim=2), x, num_replicates=3)))
+    3
+    """
+    task = _Task(pair, data, [source], num_replicates, site, plate, None, seed, batch_size)
+    return (x for chunk, _ in task.chunks(source) for x in chunk)
+
+
+class _Task:
+    """Rows of data on the pair's device, and what draws replicates of them."""
+
+    def __init__(
+        self,
+        pair: Any,
+        data: Any,
+        sources: Sequence[str],
+        num_replicates: int,
+        site: str | None,
+        plate: str | None,
+        max_rows: int | None,
+        seed: int,
+        batch_size: int | None,
+    ):
+        for name, count in {"num_replicates": num_replicates, "max_rows": max_rows, "batch_size": batch_size}.items():
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name} is {count!r}, a whole number of at least 1 is wanted; pass {name}=200, say")
+        if not sources or (wrong := [source for source in sources if source not in LABELS]):
+            asked = repr(wrong[0]) if sources else "empty"
+            raise ValueError(f"the source of replicates is {asked}; pass 'posterior' or 'prior'")
+        self.pair, self.seed, self.num_replicates = as_pair(pair), seed, num_replicates
+        at_once = ROWS_AT_ONCE if batch_size is None else batch_size
+        rows = match(data, self.pair.model)
+        with isolated_random_state(_stream(seed, _ROWS)):  # the data may have a random transform
+            few = max_rows is not None and max_rows < len(rows)
+            batches = rows.batches(max_rows or 1, seed=seed, epoch=0) if few else rows.sequential(len(rows))
+            tensors = _moved(next(batches), self.pair)
+        self.num_rows = len(tensors[0])
+        self.known = structure(self.pair, *(tensor[:at_once] for tensor in tensors), plate=plate)
+        self.site = _site(self.known, site)
+        self.runs = list(self._runs(tensors, at_once))
+        self.replicates_at_once = min(num_replicates, max(1, at_once // self.num_rows))
+
+    def _runs(
+        self, tensors: tuple[Tensor, ...], at_once: int
+    ) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], int]]:
+        """For each run of the pair: its arguments, which rows to take, and how many of them an earlier run has."""
+        if self.known.rows < min(self.num_rows, at_once):  # the plate subsamples by itself
+            size = self.known.rows
+            for start in range(0, self.num_rows, size):
+                first = min(start, self.num_rows - size)
+                index = torch.arange(first, first + size, device=tensors[0].device)
+                yield tensors, {self.known.plate: index}, start - first
+        else:  # latents outside the plate are the same for all rows, which then go together
+            size = self.num_rows if self.known.global_latent else at_once
+            for start in range(0, self.num_rows, size):
+                yield tuple(tensor[start : start + size] for tensor in tensors), {}, 0
+
+    def chunks(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some replicates at a time, (r, N, *event), each time with the data, (N, *event)."""
+        at_once = self.replicates_at_once
+        for start in range(0, self.num_replicates, at_once):
+            with (
+                isolated_random_state(_stream(self.seed, _REPLICATES, list(LABELS).index(source), start)),
+                evaluation_mode(self.pair, *self.known.modules),
+                pyro.validation_enabled(False),  # data that the model cannot give are what a check is for
+                torch.no_grad(),
+            ):
+                count = min(at_once, self.num_replicates - start)
+                drawn = [self._draw(source, count, *run) for run in self.runs]
+                chunk = torch.cat([replicated for replicated, _ in drawn], 1), torch.cat([x for _, x in drawn])
+            yield chunk
+
+    def _draw(
+        self, source: Source, count: int, batch: tuple[Tensor, ...], given: dict[str, Tensor], skip: int
+    ) -> tuple[Tensor, Tensor]:
+        """One run of the pair: replicates (count, B, *event), and the data (B, *event) in the same form."""
+        if count > 1 and not vectorises(self.pair, batch, self.known):
+            drawn = [self._draw(source, 1, batch, given, skip) for _ in range(count)]
+            return torch.cat([replicated for replicated, _ in drawn]), drawn[0][1]
+        nesting = self.known.max_plate_nesting
+
+        def at_once(program: Callable[..., Any]) -> Callable[..., Any]:
+            return pyro.plate(PARTICLES, count, dim=-1 - nesting)(program) if count > 1 else program
+
+        if source == "posterior":
+            guided = poutine.trace(at_once(poutine.condition(self.pair.guide, given))).get_trace(*batch)
+            latent = {s["name"]: s["value"] for s in random_sites(guided) if s["name"] in self.known.latent}
+            given = {**given, **latent}
+            if summed := set(self.known.latent) - set(latent):
+                model = at_once(poutine.condition(self.pair.model, given))
+                model = infer_discrete(model, first_available_dim=-2 - nesting)
+                nodes = poutine.trace(model).get_trace(*batch).nodes
+                given |= {name: nodes[name]["value"] for name in summed}
+        # condition goes around uncondition: what is given stays, what the data gave is drawn anew
+        model = at_once(poutine.condition(poutine.uncondition(self.pair.model), given))
+        site = poutine.trace(model).get_trace(*batch).nodes[self.site]
+        replicated, data = (_by_row(value, site, self.known) for value in _compared(site))
+        return replicated[:, skip:], data[0, skip:]
+
+
+def _compared(site: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Replicated and observed value of a site that was unconditioned, alike in shape and dtype."""
+    replicated, data = site["value"], site["infer"]["obs"]
+    dtype = data.dtype if data.is_floating_point() else replicated.dtype
+    replicated, data = replicated.to(dtype), data.to(dtype).expand(replicated.shape)
+    if isinstance(site["mask"], Tensor):  # what is masked is no data
+        mask = site["mask"].reshape(site["mask"].shape + (1,) * site["fn"].event_dim)
+        replicated = torch.where(mask, replicated, data)
+    return replicated, data
+
+
+def _by_row(value: Tensor, site: dict[str, Any], known: Structure) -> Tensor:
+    """Dims (replicates, nested plates, rows, event) as (replicates, rows, nested plates, event)."""
+    plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+    if known.plate not in plates:
+        raise ValueError(
+            f"site {site['name']!r} is outside the plate {known.plate!r}, so it has no rows to replicate; "
+            f"move it inside, or pass site= with another of {list(known.observed)}"
+        )
+    batch, event = value.shape[: value.dim() - site["fn"].event_dim], value.shape[value.dim() - site["fn"].event_dim :]
+    value = value.reshape((1,) * (1 + known.max_plate_nesting - len(batch)) + value.shape)
+    nested = [batch[dim] for dim in range(-known.max_plate_nesting, -1) if dim in plates.values()]
+    return value.movedim(known.max_plate_nesting, 1).reshape(value.size(0), batch[-1], *nested, *event)
+
+
+def _functions(statistics: Any) -> dict[str, Statistic]:
+    """Statistics by name, from any way to ask for them."""
+    if statistics is None:
+        return STATISTICS
+    if isinstance(statistics, str) or callable(statistics):
+        statistics = [statistics]
+    if not isinstance(statistics, Mapping):
+        named = [(s if isinstance(s, str) else getattr(s, "__name__", repr(s)), s) for s in statistics]
+        statistics = dict(named)
+        if len(statistics) < len(named):
+            names = [name for name, _ in named]
+            raise ValueError(f"statistics has two of one name among {names}; pass a mapping with a name for each")
+    if not statistics:
+        raise ValueError("statistics is empty; name some of them, or pass None for all")
+    functions: dict[str, Statistic] = {}
+    for name, statistic in statistics.items():
+        if isinstance(statistic, str) and statistic not in STATISTICS:
+            near = difflib.get_close_matches(statistic, STATISTICS, n=2, cutoff=0.4)
+            guess = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"there is no statistic {statistic!r}; {guess}pass one of {', '.join(STATISTICS)}")
+        if not isinstance(statistic, str) and not callable(statistic):
+            raise TypeError(f"statistic {name!r} is {statistic!r}; pass a name from STATISTICS or a function of x")
+        functions[name] = STATISTICS[statistic] if isinstance(statistic, str) else statistic
+    return functions
+
+
+def _number(name: str, function: Statistic, x: Tensor) -> float:
+    value = torch.as_tensor(function(x))
+    if value.numel() != 1:
+        raise ValueError(f"statistic {name!r} returns shape {tuple(value.shape)}, one number is wanted; reduce it")
+    if not math.isfinite(number := value.item()):
+        raise ValueError(
+            f"statistic {name!r} is {number} for the data or a replicate; make it finite, or look at the model's values"
+        )
+    return number
+
+
+def _site(known: Structure, site: str | None) -> str:
+    if site is None and len(known.observed) == 1:
+        return known.observed[0]
+    if site is None and "x" in known.observed:
+        return "x"
+    if site not in known.observed:
+        asked = "the model observes several sites" if site is None else f"site={site!r} is no observed site"
+        fix = f"pass site= with one of {list(known.observed)}" if known.observed else "observe the data with obs="
+        raise ValueError(f"{asked if known.observed else 'the model observes no site'}; {fix}")
+    return site
+
+
+def _moved(tensors: Sequence[Tensor], pair: PairLike) -> tuple[Tensor, ...]:
+    """The batch where the pair's parameters are, its floating tensors in their dtype."""
+    owners = [getattr(part, "__self__", part) for part in (pair, pair.model, pair.guide)]
+    parameters = [p for owner in owners if isinstance(owner, nn.Module) for p in owner.parameters()]
+    floating = next((p for p in parameters if p.is_floating_point()), None)
+    if floating is not None:
+        return tuple(t.to(floating.device, floating.dtype if t.is_floating_point() else None) for t in tensors)
+    stored = {parameter.device for _, parameter in pyro.get_param_store().named_parameters()}
+    return tuple(t.to(next(iter(stored))) if len(stored) == 1 else t for t in tensors)
+
+
+def _stream(seed: int, *use: int) -> int:
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, an integer of at least 0 is wanted; pass seed=0")
+    return int(np.random.SeedSequence(seed, spawn_key=use).generate_state(1, np.uint64)[0])

@@ -1,0 +1,340 @@
+"""The command line: `pyrovae fit|evaluate|check|sample|plot|list`.
+
+Flags come from the signatures of what they call. Pairs, parts and objectives are a closed set of names; code of one's own
+is given as `my_file.py:MyPair` on the command line each time, and never read from a run's files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+import torch
+import yaml
+
+from pyrovae import conditionals, models, nets, objectives, plots, priors, reports
+from pyrovae.checks import check
+from pyrovae.data import load as load_data
+from pyrovae.data import match
+from pyrovae.evaluation.predictive import generate
+from pyrovae.models.base import as_pair
+from pyrovae.models.rebuild import build, family
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.training.fit import fit
+from pyrovae.training.loop import Callback
+from pyrovae.training.runs import load as load_run
+from pyrovae.training.schedules import Linear
+
+__all__ = ["main"]
+
+SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood")
+BY_CODE = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
+LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; ends with exit status 2 and one line for anything that the user can mend."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(_usage())
+            return
+        command = COMMANDS.get(given[0])
+        if command is None:
+            raise ValueError(f"there is no command {given[0]!r}; {_nearest(given[0], list(COMMANDS))}")
+        command(given[1:])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        if os.environ.get("PYROVAE_TRACEBACK"):
+            raise
+        print(f"pyrovae: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Names the flags nearest to one that does not exist."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """One sentence; the caller prints it."""
+        unknown = [word for word in message.split() if word.startswith("--")]
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        near = _nearest(unknown[0].split("=")[0], flags) if "nrecognized" in message and unknown else ""
+        raise ValueError(" ".join(f"{message.strip().splitlines()[-1]}. {near}".split())) from ex
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(["pyrovae COMMAND ...", "", *lines, "", "pyrovae COMMAND --help lists a command's flags."])
+
+
+def _nearest(word: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(word.lower(), valid, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"pass one of {', '.join(valid)}"
+
+
+# fit --------------------------------------------------------------------------------------------------------------
+
+
+def _fit(arguments: list[str]) -> None:
+    """Fit a pair to data: `pyrovae fit vae --data digits --out runs/vae`."""
+    if not arguments or arguments[0].startswith("-"):
+        print("pyrovae fit PAIR --data DATA --out FOLDER ...\n\nPAIR is one of", ", ".join(models.__all__).lower(), end="")
+        print(", or my_file.py:MyPair. `pyrovae fit PAIR --help` lists the flags of that pair.")
+        if arguments and arguments[0] not in ("-h", "--help"):
+            raise ValueError(f"the pair comes first, before {arguments[0]}")
+        return
+    name, *flags = arguments
+    source = _own(name) if ":" in name else family(name)
+    parser = _Parser(prog=f"pyrovae fit {name}", description=(inspect.getdoc(source) or name).splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file with any of these flags; a run writes its own.")
+    parser.add_argument("--data", type=str, default="digits", help="a data set's name, an .npy or .npz file, or a folder.")
+    parser.add_argument("--root", type=str | None, default=None, help="folder of torchvision's data sets.")
+    parser.add_argument("--download", type=bool, default=False, help="let torchvision fetch what is missing.")
+    parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
+    parser.add_argument("--objective", type=str, default="ELBO", help=f"one of {', '.join(_objectives())}.")
+    parser.add_argument("--num_particles", type=int, default=1, help="samples of the latents per datum and step.")
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL; ELBO only.")
+    parser.add_argument("--warmup", type=float, default=0.0, help="epochs over which beta rises from 0; ELBO only.")
+    parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
+    parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
+    _add_pair_arguments(parser, source)
+    config = parser.parse_args(flags)
+    options = config.clone().as_dict()
+    options.pop("config", None)
+
+    data = load_data(options["data"], root=options["root"], download=options["download"], binarize=options["binarize"])
+    pair = _construct(source, options, data)
+    out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
+    callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
+    run = fit(
+        pair,
+        data,
+        objective=_objective(options),
+        callbacks=callbacks,
+        **{key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in (*BY_CODE, "out")},
+        out=out,
+    )
+    options |= {"out": str(out), "seed": run.seed}
+    written = {key: value for key, value in options.items() if value is not None or key == "binarize"}
+    (out / "config.yaml").write_text(f"# pyrovae fit {name} --config THIS\n{yaml.safe_dump(written, sort_keys=False)}")
+    if run.interrupted:
+        print(f"interrupted after step {run.step}; go on with: pyrovae fit {name} --config {out}/config.yaml --resume true")
+        return
+    figures, checked = reports.evaluate(run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty())
+    figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
+    reports.write_json(figures, out / "metrics.json")
+    plots.save(run.plot(), out / "pictures" / "training_curves.png")
+    drawn, skipped = reports.pictures(run.pair, data, out / "pictures", checked=checked)
+    print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn) + 1} pictures in {out / 'pictures'}")
+    for picture, reason in skipped.items():
+        print(f"no picture of {picture}: {reason}")
+
+
+def _add_pair_arguments(parser: _Parser, source: Any) -> None:
+    if not isinstance(source, type):
+        return
+    for parameter in inspect.signature(source).parameters.values():
+        if parameter.name == "event_shape" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in SLOTS:
+            default = parameter.default.__name__ if isinstance(parameter.default, type) else None
+            parser.add_argument(f"--{parameter.name}", type=str | dict | None, default=default, help=_slot_help(parameter.name))
+        elif (kind := _plain_type(parameter)) is not None:
+            default = LATENT_DIM if parameter.name == "latent_dim" else parameter.default
+            required = default is inspect.Parameter.empty
+            parser.add_argument(
+                f"--{parameter.name}", type=kind, required=required, **({} if required else {"default": default})
+            )
+
+
+def _plain_type(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter that a flag can hold; None for the rest, among them all classes and modules."""
+    plain = {"int": int, "float": float, "bool": bool, "str": str, "Sequence[int]": list[int], "tuple[int, ...]": list[int]}
+    annotation = parameter.annotation if isinstance(parameter.annotation, str) else inspect.formatannotation(parameter.annotation)
+    if annotation in plain:
+        return plain[annotation]
+    return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
+
+
+def _slot_help(slot: str) -> str:
+    library = {"encoder": nets, "decoder": nets, "prior": priors}.get(slot, conditionals)
+    names = [name for name in library.__all__ if isinstance(getattr(library, name), type)]
+    return f"one of {', '.join(names)}; with options: '{{name: ..., ...}}'."
+
+
+def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
+    """A pair from its class and the flags, or the object that a file holds."""
+    if not isinstance(source, type):
+        return as_pair(source)
+    wanted = inspect.signature(source).parameters
+    arguments = {name: options[name] for name in wanted if name in options}
+    if "event_shape" in wanted:
+        arguments["event_shape"] = data.event_shape
+    if source.__name__ in models.__all__ and source is getattr(models, source.__name__):
+        return build({"name": source.__name__, "arguments": {k: v for k, v in arguments.items() if v is not None}})
+    return as_pair(source(**arguments))
+
+
+def _objectives() -> list[str]:
+    made = {name: getattr(objectives, name) for name in objectives.__all__}
+    return [n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective]
+
+
+def _objective(options: dict[str, Any]) -> Objective:
+    folded = {name.lower(): name for name in _objectives()}
+    name = options["objective"].lower()
+    if name not in folded:
+        raise ValueError(f"there is no objective {options['objective']!r}; {_nearest(name, list(folded.values()))}")
+    cls = getattr(objectives, folded[name])
+    if cls is not ELBO and (options["beta"] != 1 or options["warmup"]):
+        raise ValueError(f"beta and warmup are of ELBO only, the objective is {folded[name]}; leave them out")
+    if cls is not ELBO:
+        return cls(options["num_particles"])
+    beta: Any = Linear(0.0, options["beta"], epochs=options["warmup"]) if options["warmup"] else options["beta"]
+    return ELBO(options["num_particles"], beta=beta)
+
+
+def _own(spelled: str) -> Any:
+    """What `my_file.py:MyPair` names, from a file that the user gave on the command line."""
+    file, _, name = spelled.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {file!r}; pass file.py:Name with the path of your own Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file!r} is not a Python file; pass file.py:Name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise ValueError(f"{file} has no {name!r}; {_nearest(name, public)}")
+    return getattr(module, name)
+
+
+# Commands on a run ------------------------------------------------------------------------------------------------
+
+
+def _run_parser(command: str, description: str) -> _Parser:
+    parser = _Parser(prog=f"pyrovae {command}", description=description)
+    parser.add_argument("run", type=str, help="the run's folder.")
+    parser.add_argument("--pair", type=str | None, default=None, help="file.py:Name, for a pair of your own.")
+    parser.add_argument("--data", type=str | None, default=None, help="other data than the run's.")
+    parser.add_argument("--seed", type=int, default=0, help="of all draws.")
+    return parser
+
+
+def _opened(options: Any) -> tuple[Any, Any, Path]:
+    """The pair and the data of a run's folder."""
+    folder = Path(options.run)
+    recorded = folder / "config.yaml"
+    config = yaml.safe_load(recorded.read_text()) if recorded.is_file() else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{recorded} is not a run's configuration; restore it, or pass --data")
+    keys = ("root", "download", "binarize") if options.data is None else ()
+    data = load_data(options.data or config.get("data", "digits"), **{k: config[k] for k in keys if k in config})
+    pair = None if options.pair is None else _construct(_own(options.pair), config, data)
+    return load_run(folder, pair), data, folder
+
+
+def _evaluate(arguments: list[str]) -> None:
+    """Figures of a run on held-out data: ELBO and its parts, log-likelihood, active units, p-values."""
+    parser = _run_parser("evaluate", inspect.getdoc(_evaluate) or "")
+    parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the log-likelihood.")
+    parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets of each check.")
+    options = parser.parse_args(arguments)
+    run, data, folder = _opened(options)
+    figures, _ = reports.evaluate(
+        run.pair,
+        data,
+        num_samples=options.num_samples,
+        num_replicates=options.num_replicates,
+        plate=run.known.plate,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
+    reports.write_json(figures, folder / "metrics.json")
+    print(reports.table(figures))
+
+
+def _check(arguments: list[str]) -> None:
+    """Predictive checks of a run: data that the model would make, beside the data."""
+    parser = _run_parser("check", inspect.getdoc(_check) or "")
+    parser.add_argument("--statistics", type=list[str] | None, default=None, help="names; all by default.")
+    parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets.")
+    options = parser.parse_args(arguments)
+    run, data, folder = _opened(options)
+    _, rows = reports.held_out(data)
+    checked = check(
+        run.pair, rows, options.statistics, num_replicates=options.num_replicates, plate=run.known.plate, seed=options.seed
+    )
+    (folder / "pictures").mkdir(exist_ok=True)
+    picture = plots.save(checked.plot(), folder / "pictures" / "predictive_checks.png")
+    print(f"{checked}\n\n{picture}")
+
+
+def _sample(arguments: list[str]) -> None:
+    """New data from a run's model, as a picture and as numbers."""
+    parser = _run_parser("sample", inspect.getdoc(_sample) or "")
+    parser.add_argument("--num_samples", type=int, default=64, help="how many.")
+    parser.add_argument("--mean", type=bool, default=True, help="the mean of p(x | z) instead of a draw from it.")
+    options = parser.parse_args(arguments)
+    run, data, folder = _opened(options)
+    like = next(match(data, run.pair.model).sequential(1))
+    x = generate(run.pair, options.num_samples, like=like, sample=not options.mean, seed=options.seed).cpu()
+    (folder / "pictures").mkdir(exist_ok=True)
+    picture = plots.save(plots.samples(x), folder / "pictures" / "samples.png")
+    np.save(folder / "samples.npy", x.numpy())
+    print(f"{picture}\n{folder / 'samples.npy'}")
+
+
+def _plot(arguments: list[str]) -> None:
+    """Draw a run's pictures again."""
+    options = _run_parser("plot", inspect.getdoc(_plot) or "").parse_args(arguments)
+    run, data, folder = _opened(options)
+    (folder / "pictures").mkdir(exist_ok=True)
+    curves = plots.save(run.plot(), folder / "pictures" / "training_curves.png")
+    drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", seed=options.seed)
+    print("\n".join(map(str, [curves, *drawn])))
+    for picture, reason in skipped.items():
+        print(f"no picture of {picture}: {reason}")
+
+
+def _list(arguments: list[str]) -> None:
+    """What there is: pairs, objectives, parts, data."""
+    _Parser(prog="pyrovae list", description=inspect.getdoc(_list) or "").parse_args(arguments)
+    groups: dict[str, tuple[Any, list[str]]] = {
+        "pairs": (models, models.__all__),
+        "objectives": (objectives, _objectives()),
+        "priors": (priors, priors.__all__),
+        "posteriors and likelihoods": (conditionals, conditionals.__all__),
+        "networks": (nets, nets.__all__),
+    }
+    for title, (module, names) in groups.items():
+        print(title)
+        for name in names:
+            if isinstance(getattr(module, name), type):
+                print(f"  {name:<22}{(inspect.getdoc(getattr(module, name)) or '').splitlines()[0]}")
+    print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, file.npz, file.npy, folder of images")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "check": _check,
+    "sample": _sample,
+    "plot": _plot,
+    "list": _list,
+}

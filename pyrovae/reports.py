@@ -1,0 +1,239 @@
+"""What sums a pair up: its figures, as JSON and as a table, and its pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae import plots
+from pyrovae.checks import Check, check
+from pyrovae.data import Data, Split, Stream, match
+from pyrovae.evaluation import active_units, elbo, log_likelihood
+from pyrovae.evaluation.predictive import encode, generate, interpolate, manifold, reconstruct, traverse
+from pyrovae.models.base import as_pair, structure
+from pyrovae.training.loop import Callback, Run
+
+__all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]
+
+EXAMPLES = 1000  # rows that pictures are made of
+
+
+def held_out(data: Any) -> tuple[str, Any]:
+    """What to evaluate on: the test split, else the validation split, else the data themselves; with its name.
+
+    >>> held_out(torch.zeros(3))[0]
+    'data'
+    """
+    if isinstance(data, Data):
+        name = "test" if data.test is not None else "validation" if data.validation is not None else "train"
+        return name, data.splits[name]
+    return "data", data
+
+
+def evaluate(
+    pair: Any,
+    data: Any,
+    *,
+    num_samples: int = 1000,
+    num_replicates: int = 200,
+    plate: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[dict[str, Any], Check]:
+    """ELBO and its parts, log-likelihood, active units and predictive checks of any pair on held-out data.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: `Data`, whose test split is used, or what `pyrovae.data.match` takes.
+        num_samples: K of the importance-weighted log-likelihood.
+        num_replicates: replicated data sets of each predictive check.
+        plate: name of the data plate, where it is not plain.
+        seed: of all draws.
+        progress: show a bar for the log-likelihood.
+
+    Returns:
+        the figures as plain values, nats per datum, and the `Check` for its picture.
+    """
+    pair = as_pair(pair)
+    split, rows = held_out(data)
+    rows = match(rows, pair.model)
+    rows = rows.fixed(seed) if isinstance(rows, Split) else rows
+    parts = elbo(pair, rows, plate=plate, seed=seed)
+    likelihood = log_likelihood(pair, rows, num_samples=num_samples, plate=plate, seed=seed, progress=progress)
+    checked = check(pair, rows, num_replicates=num_replicates, plate=plate, seed=seed)
+    figures: dict[str, Any] = {
+        "split": split,
+        "rows": len(rows),
+        "elbo": parts.elbo.value,
+        "elbo_standard_error": parts.elbo.standard_error,
+        "reconstruction": parts.reconstruction,
+        "kl": parts.kl,
+        "log_likelihood": likelihood.value,
+        "standard_error": likelihood.standard_error,
+        "data_standard_error": likelihood.data_standard_error,
+        "num_samples": num_samples,
+        "is_density": likelihood.is_density,
+    }
+    try:
+        units = active_units(pair, rows, seed=seed)
+        figures |= {"active_units": units.count, "latent_dim": len(units.variance)}
+    except ValueError:  # a pair without a vector of continuous latents
+        figures |= {"active_units": None, "latent_dim": None}
+    figures["checks"] = checked.to_dict()
+    figures["versions"] = versions()
+    return figures, checked
+
+
+def versions() -> dict[str, str]:
+    """What a figure depends on besides its seed."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "numpy": numpy.__version__,
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as aligned text, for a terminal."""
+    label = "log-likelihood" if figures["is_density"] else "score (no density)"
+    rows = [
+        ("ELBO", f"{figures['elbo']:.3f} ± {figures['elbo_standard_error']:.3f}", "nats per datum"),
+        *((f"  reconstruction {site}", f"{value:.3f}", "") for site, value in figures["reconstruction"].items()),
+        *((f"  KL {site}", f"{value:.3f}", "") for site, value in figures["kl"].items()),
+        (
+            label,
+            f"{figures['log_likelihood']:.3f} ± {figures['standard_error']:.3f}",
+            f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data",
+        ),
+    ]
+    if figures["active_units"] is not None:
+        rows.append(("active units", f"{figures['active_units']} of {figures['latent_dim']}", ""))
+    rows += [
+        (f"p-value {row['statistic']}", f"{row['p_value']:.3f}", row["label"]) for row in figures["checks"]["rows"]
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    head = f"{figures['split']} data, {figures['rows']} rows"
+    return "\n".join([head, *(f"  {name:<{width}}  {value:>18}  {note}".rstrip() for name, value, note in rows)])
+
+
+def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write plain values as JSON: the whole file appears, or none."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def pictures(
+    pair: Any, data: Any, folder: str | os.PathLike[str], *, checked: Check | None = None, seed: int = 0
+) -> tuple[list[Path], dict[str, str]]:
+    """Draw what can be drawn of a pair: reconstructions, samples, interpolation, traversals, latent space, checks.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: as for `evaluate`; labels called y colour the latent scatter.
+        folder: where the PNG files go; made if it is not there.
+        checked: the result of `check`, for its picture.
+        seed: of all draws.
+
+    Returns:
+        the files, and for each picture that the pair does not allow the reason.
+    """
+    pair, folder = as_pair(pair), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _, split = held_out(data)
+    rows = match(split, pair.model)
+    if isinstance(rows, Split):
+        rows = rows.fixed(seed)
+        rows = rows.subset(slice(EXAMPLES))
+    labels = split["y"][:EXAMPLES] if isinstance(split, Split) and "y" in split.fields else None
+    drawn: list[Path] = []
+    skipped: dict[str, str] = {}
+    for name, draw in _drawings(pair, rows, labels, checked, seed):
+        try:
+            drawn.append(plots.save(draw(), folder / f"{name}.png"))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            skipped[name] = " ".join(str(error).split())
+    return drawn, skipped
+
+
+def _drawings(
+    pair: Any, rows: Split | Stream, labels: Tensor | None, checked: Check | None, seed: int
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    (x, *_) = batch = next(rows.sequential(10))
+    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, seed=seed))
+    yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, seed=seed), columns=16)
+    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, seed=seed))
+    yield "latents", lambda: plots.latent_scatter(encode(pair, rows, seed=seed), labels)
+    yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, seed))
+    yield "traversals", lambda: _traversals(pair, rows, batch, seed)
+    if _latent_dim(pair, batch) == 2:
+        yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch))
+    if checked is not None:
+        yield "predictive_checks", checked.plot
+
+
+class LatentSpace(Callback):
+    """Draws a two-dimensional latent space while it forms: the decoded manifold, and the training points in z.
+
+    Args:
+        data: what is encoded, at most 1000 rows; labels called y colour them.
+        folder: where the PNG files go.
+        steps: after which optimizer steps; the lecture notes' are 1, 25, 125 and 625.
+    """
+
+    def __init__(self, data: Any, folder: str | os.PathLike[str], steps: tuple[int, ...] = (1, 25, 125, 625)):
+        self.split = data.train if isinstance(data, Data) else data
+        self.folder = Path(folder)
+        self.steps = steps
+
+    def on_step(self, run: Run) -> None:
+        """Draw, if this is one of the steps."""
+        if run.step not in self.steps:
+            return
+        rows = match(self.split, run.pair.model)
+        rows = rows.fixed(run.seed).subset(slice(EXAMPLES)) if isinstance(rows, Split) else rows
+        batch = next(rows.sequential(2))
+        if _latent_dim(run.pair, batch) != 2:
+            return
+        labels = self.split["y"][:EXAMPLES] if isinstance(self.split, Split) and "y" in self.split.fields else None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plots.save(plots.manifold(*manifold(run.pair, like=batch)), self.folder / f"manifold_step_{run.step:04d}.png")
+        plots.save(
+            plots.latent_scatter(encode(run.pair, rows), labels), self.folder / f"latents_step_{run.step:04d}.png"
+        )
+
+
+def _latent_dim(pair: Any, batch: tuple[Tensor, ...]) -> int | None:
+    try:
+        return encode(pair, batch).size(-1)
+    except ValueError:
+        return None
+
+
+def _kl_per_unit(pair: Any, rows: Split | Stream, seed: int) -> Tensor:
+    units = active_units(pair, rows, seed=seed)
+    if units.kl is None:
+        raise ValueError("the KL of this pair is not a sum over latent dimensions")
+    return units.kl
+
+
+def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], seed: int) -> Any:
+    kl = _kl_per_unit(pair, rows, seed)
+    dims = kl.argsort(descending=True)[:10].tolist()
+    values = torch.linspace(-3, 3, 9)
+    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, seed=seed)
+    return plots.traversals(images, [f"z[{dim}], {kl[dim]:.2f} nats" for dim in dims], values=values)
