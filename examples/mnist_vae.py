@@ -2,9 +2,9 @@
 
     PYROVAE_DATA=<folder with MNIST/raw> python -m examples.mnist_vae --epochs 40
 
-Networks 200-200 tanh, 50 latents, decoder bias from the training mean, Adam from 1e-3 to 1e-4 (Burda et al. 2016: 3280
-epochs of batches of 20; here fewer, of 100). Prints the test NLL beside the paper's 86.76 nats, and the time of an epoch
-beside the same pair trained in the idiom of Pyro's own VAE example: `SVI.step` over torchvision's DataLoader.
+Networks 200-200 tanh, 50 latents, decoder bias from the training mean, Adam from 1e-3 to 1e-4 (Burda et al. 2016:
+3280 epochs of batches of 20; here fewer, of 100). Prints the test NLL beside the paper's 86.76 nats, and the time of an
+epoch beside the same pair in the idiom of Pyro's own VAE example: `SVI.step` over torchvision's DataLoader.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def main() -> None:
             }
         )
     median = {"ours": sorted(ours)[1], "stock": sorted(stock)[1]}
-    print(f"seconds per epoch of {len(data.train)} rows: pyrovae {median['ours']:.1f}, stock Pyro {median['stock']:.1f}")
+    print(
+        f"seconds per epoch of {len(data.train)} rows: pyrovae {median['ours']:.1f}, stock Pyro {median['stock']:.1f}"
+    )
     record = {
         "paper_nll": PAPER,
         "epochs": options.epochs,

@@ -1,1 +1,49 @@
-"""placeholder until the evaluation modules land."""
+"""The variational-autoencoder family as Pyro model/guide pairs, and tools that take any pair.
+
+>>> import pyrovae as pv
+>>> data = pv.data.load("digits")
+>>> vae = pv.VAE(data.event_shape, latent_dim=16)
+>>> run = pv.fit(vae, data, objective=pv.IWAE(8), max_epochs=1, seed=0, progress=False)
+>>> print(pv.log_likelihood(vae, data.test, num_samples=100))  # doctest: +SKIP
+-35.9 +- 0.1 nats
+"""
+
+from pyrovae import conditionals, data, distributions, nets, plots, priors
+from pyrovae.checks import check
+from pyrovae.evaluation import active_units, elbo, log_likelihood
+from pyrovae.models import VAE
+from pyrovae.models.base import Pair, as_pair, structure
+from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.training import schedules
+from pyrovae.training.fit import fit
+from pyrovae.training.loop import Callback, Run
+from pyrovae.training.runs import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "VAE",
+    "Callback",
+    "Objective",
+    "Pair",
+    "Run",
+    "active_units",
+    "as_pair",
+    "check",
+    "conditionals",
+    "data",
+    "distributions",
+    "elbo",
+    "fit",
+    "ledger",
+    "load",
+    "log_likelihood",
+    "log_weights",
+    "nets",
+    "plots",
+    "priors",
+    "schedules",
+    "structure",
+]

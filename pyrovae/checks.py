@@ -222,7 +222,7 @@ def check(
     sources: Source | Sequence[Source] = ("posterior", "prior"),
     site: str | None = None,
     plate: str | None = None,
-    max_rows: int | None = 2000,
+    max_rows: int | None = 1000,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Check:

@@ -1,7 +1,7 @@
 """The command line: `pyrovae fit|evaluate|check|sample|plot|list`.
 
-Flags come from the signatures of what they call. Pairs, parts and objectives are a closed set of names; code of one's own
-is given as `my_file.py:MyPair` on the command line each time, and never read from a run's files.
+Flags come from the signatures of what they call. Pairs, parts and objectives are a closed set of names; code of one's
+own is given as `my_file.py:MyPair` on the command line each time, and never read from a run's files.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import importlib.util
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from pyrovae.checks import check
 from pyrovae.data import load as load_data
 from pyrovae.data import match
 from pyrovae.evaluation.predictive import generate
-from pyrovae.models.base import as_pair
-from pyrovae.models.rebuild import build, family
+from pyrovae.models.base import as_pair, isolated_random_state
+from pyrovae.models.rebuild import build, family, named, parts
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback
@@ -37,7 +37,7 @@ from pyrovae.training.schedules import Linear
 __all__ = ["main"]
 
 SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood")
-BY_CODE = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
+BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
 LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 
 
@@ -48,10 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given or given[0] in ("-h", "--help"):
             print(_usage())
             return
-        command = COMMANDS.get(given[0])
-        if command is None:
-            raise ValueError(f"there is no command {given[0]!r}; {_nearest(given[0], list(COMMANDS))}")
-        command(given[1:])
+        COMMANDS[named(given[0], COMMANDS, "command")](given[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
@@ -66,20 +63,23 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """One sentence; the caller prints it."""
-        unknown = [word for word in message.split() if word.startswith("--")]
-        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        near = _nearest(unknown[0].split("=")[0], flags) if "nrecognized" in message and unknown else ""
-        raise ValueError(" ".join(f"{message.strip().splitlines()[-1]}. {near}".split())) from ex
+        text = " ".join(message.split())
+        unknown = [word for word in text.split() if word.startswith("--")]
+        if "nrecognized" in text and unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.5)
+            guess = f"did you mean {' or '.join(near)}? " if near else ""
+            text = f"there is no flag {unknown[0]}; {guess}see --help"
+        raise ValueError(text) from ex
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{inspect.getdoc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10}{_first_line(command)}" for name, command in COMMANDS.items()]
     return "\n".join(["pyrovae COMMAND ...", "", *lines, "", "pyrovae COMMAND --help lists a command's flags."])
 
 
-def _nearest(word: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), valid, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"pass one of {', '.join(valid)}"
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 # fit --------------------------------------------------------------------------------------------------------------
@@ -88,16 +88,20 @@ def _nearest(word: str, valid: list[str]) -> str:
 def _fit(arguments: list[str]) -> None:
     """Fit a pair to data: `pyrovae fit vae --data digits --out runs/vae`."""
     if not arguments or arguments[0].startswith("-"):
-        print("pyrovae fit PAIR --data DATA --out FOLDER ...\n\nPAIR is one of", ", ".join(models.__all__).lower(), end="")
+        print(
+            "pyrovae fit PAIR --data DATA --out FOLDER ...\n\nPAIR is one of", ", ".join(models.__all__).lower(), end=""
+        )
         print(", or my_file.py:MyPair. `pyrovae fit PAIR --help` lists the flags of that pair.")
         if arguments and arguments[0] not in ("-h", "--help"):
             raise ValueError(f"the pair comes first, before {arguments[0]}")
         return
     name, *flags = arguments
     source = _own(name) if ":" in name else family(name)
-    parser = _Parser(prog=f"pyrovae fit {name}", description=(inspect.getdoc(source) or name).splitlines()[0])
+    parser = _Parser(prog=f"pyrovae fit {name}", description=_first_line(source))
     parser.add_argument("--config", action="config", help="YAML file with any of these flags; a run writes its own.")
-    parser.add_argument("--data", type=str, default="digits", help="a data set's name, an .npy or .npz file, or a folder.")
+    parser.add_argument(
+        "--data", type=str, default="digits", help="a data set's name, an .npy or .npz file, or a folder."
+    )
     parser.add_argument("--root", type=str | None, default=None, help="folder of torchvision's data sets.")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision fetch what is missing.")
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
@@ -113,7 +117,10 @@ def _fit(arguments: list[str]) -> None:
     options.pop("config", None)
 
     data = load_data(options["data"], root=options["root"], download=options["download"], binarize=options["binarize"])
-    pair = _construct(source, options, data)
+    if options["seed"] is None:
+        options["seed"] = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(time.time_ns())))
+    with isolated_random_state(options["seed"]):
+        pair = _construct(source, options, data)
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
     callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
     run = fit(
@@ -121,16 +128,23 @@ def _fit(arguments: list[str]) -> None:
         data,
         objective=_objective(options),
         callbacks=callbacks,
-        **{key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in (*BY_CODE, "out")},
+        **{
+            key: options[key]
+            for key in inspect.signature(fit).parameters
+            if key in options and key not in (*BY_CODE, "out")
+        },
         out=out,
     )
-    options |= {"out": str(out), "seed": run.seed}
+    options["out"] = str(out)
     written = {key: value for key, value in options.items() if value is not None or key == "binarize"}
     (out / "config.yaml").write_text(f"# pyrovae fit {name} --config THIS\n{yaml.safe_dump(written, sort_keys=False)}")
     if run.interrupted:
-        print(f"interrupted after step {run.step}; go on with: pyrovae fit {name} --config {out}/config.yaml --resume true")
+        again = f"pyrovae fit {name} --config {out}/config.yaml --resume true"
+        print(f"interrupted after step {run.step}; go on with: {again}")
         return
-    figures, checked = reports.evaluate(run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty())
+    figures, checked = reports.evaluate(
+        run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty()
+    )
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, out / "metrics.json")
     plots.save(run.plot(), out / "pictures" / "training_curves.png")
@@ -141,35 +155,32 @@ def _fit(arguments: list[str]) -> None:
 
 
 def _add_pair_arguments(parser: _Parser, source: Any) -> None:
-    if not isinstance(source, type):
-        return
-    for parameter in inspect.signature(source).parameters.values():
-        if parameter.name == "event_shape" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+    """A flag for each argument of a pair's class that plain text can give; slots take names of the library's parts."""
+    for parameter in inspect.signature(source).parameters.values() if isinstance(source, type) else ():
+        name, default = parameter.name, parameter.default
+        if name == "event_shape":
             continue
-        if parameter.name in SLOTS:
-            default = parameter.default.__name__ if isinstance(parameter.default, type) else None
-            parser.add_argument(f"--{parameter.name}", type=str | dict | None, default=default, help=_slot_help(parameter.name))
+        if name in SLOTS:
+            default = default.__name__ if isinstance(default, type) else None
+            help_ = f"one of {', '.join(parts(name))}; with options: '{{name: ..., ...}}'."
+            parser.add_argument(f"--{name}", type=str | dict | None, default=default, help=help_)
         elif (kind := _plain_type(parameter)) is not None:
-            default = LATENT_DIM if parameter.name == "latent_dim" else parameter.default
-            required = default is inspect.Parameter.empty
-            parser.add_argument(
-                f"--{parameter.name}", type=kind, required=required, **({} if required else {"default": default})
-            )
+            if default is parameter.empty and name != "latent_dim":
+                parser.add_argument(f"--{name}", type=kind, required=True)
+            else:
+                parser.add_argument(f"--{name}", type=kind, default=LATENT_DIM if name == "latent_dim" else default)
 
 
 def _plain_type(parameter: inspect.Parameter) -> Any:
     """The type of a parameter that a flag can hold; None for the rest, among them all classes and modules."""
-    plain = {"int": int, "float": float, "bool": bool, "str": str, "Sequence[int]": list[int], "tuple[int, ...]": list[int]}
-    annotation = parameter.annotation if isinstance(parameter.annotation, str) else inspect.formatannotation(parameter.annotation)
+    plain = {"int": int, "float": float, "bool": bool, "str": str}
+    plain |= dict.fromkeys(("Sequence[int]", "tuple[int, ...]", "list[int]"), list[int])
+    annotation = parameter.annotation
+    if not isinstance(annotation, str):
+        annotation = inspect.formatannotation(annotation).removeprefix("collections.abc.")
     if annotation in plain:
         return plain[annotation]
     return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
-
-
-def _slot_help(slot: str) -> str:
-    library = {"encoder": nets, "decoder": nets, "prior": priors}.get(slot, conditionals)
-    names = [name for name in library.__all__ if isinstance(getattr(library, name), type)]
-    return f"one of {', '.join(names)}; with options: '{{name: ..., ...}}'."
 
 
 def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
@@ -191,13 +202,10 @@ def _objectives() -> list[str]:
 
 
 def _objective(options: dict[str, Any]) -> Objective:
-    folded = {name.lower(): name for name in _objectives()}
-    name = options["objective"].lower()
-    if name not in folded:
-        raise ValueError(f"there is no objective {options['objective']!r}; {_nearest(name, list(folded.values()))}")
-    cls = getattr(objectives, folded[name])
+    name = named(options["objective"], _objectives(), "objective")
+    cls = getattr(objectives, name)
     if cls is not ELBO and (options["beta"] != 1 or options["warmup"]):
-        raise ValueError(f"beta and warmup are of ELBO only, the objective is {folded[name]}; leave them out")
+        raise ValueError(f"beta and warmup are of ELBO only, the objective is {name}; leave them out")
     if cls is not ELBO:
         return cls(options["num_particles"])
     beta: Any = Linear(0.0, options["beta"], epochs=options["warmup"]) if options["warmup"] else options["beta"]
@@ -219,7 +227,7 @@ def _own(spelled: str) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]
-        raise ValueError(f"{file} has no {name!r}; {_nearest(name, public)}")
+        named(name, public, f"pair in {file}")
     return getattr(module, name)
 
 
@@ -250,7 +258,7 @@ def _opened(options: Any) -> tuple[Any, Any, Path]:
 
 def _evaluate(arguments: list[str]) -> None:
     """Figures of a run on held-out data: ELBO and its parts, log-likelihood, active units, p-values."""
-    parser = _run_parser("evaluate", inspect.getdoc(_evaluate) or "")
+    parser = _run_parser("evaluate", _first_line(_evaluate))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the log-likelihood.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets of each check.")
     options = parser.parse_args(arguments)
@@ -271,14 +279,19 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _check(arguments: list[str]) -> None:
     """Predictive checks of a run: data that the model would make, beside the data."""
-    parser = _run_parser("check", inspect.getdoc(_check) or "")
+    parser = _run_parser("check", _first_line(_check))
     parser.add_argument("--statistics", type=list[str] | None, default=None, help="names; all by default.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets.")
     options = parser.parse_args(arguments)
     run, data, folder = _opened(options)
     _, rows = reports.held_out(data)
     checked = check(
-        run.pair, rows, options.statistics, num_replicates=options.num_replicates, plate=run.known.plate, seed=options.seed
+        run.pair,
+        rows,
+        options.statistics,
+        num_replicates=options.num_replicates,
+        plate=run.known.plate,
+        seed=options.seed,
     )
     (folder / "pictures").mkdir(exist_ok=True)
     picture = plots.save(checked.plot(), folder / "pictures" / "predictive_checks.png")
@@ -287,7 +300,7 @@ def _check(arguments: list[str]) -> None:
 
 def _sample(arguments: list[str]) -> None:
     """New data from a run's model, as a picture and as numbers."""
-    parser = _run_parser("sample", inspect.getdoc(_sample) or "")
+    parser = _run_parser("sample", _first_line(_sample))
     parser.add_argument("--num_samples", type=int, default=64, help="how many.")
     parser.add_argument("--mean", type=bool, default=True, help="the mean of p(x | z) instead of a draw from it.")
     options = parser.parse_args(arguments)
@@ -302,7 +315,7 @@ def _sample(arguments: list[str]) -> None:
 
 def _plot(arguments: list[str]) -> None:
     """Draw a run's pictures again."""
-    options = _run_parser("plot", inspect.getdoc(_plot) or "").parse_args(arguments)
+    options = _run_parser("plot", _first_line(_plot)).parse_args(arguments)
     run, data, folder = _opened(options)
     (folder / "pictures").mkdir(exist_ok=True)
     curves = plots.save(run.plot(), folder / "pictures" / "training_curves.png")
@@ -314,7 +327,7 @@ def _plot(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     """What there is: pairs, objectives, parts, data."""
-    _Parser(prog="pyrovae list", description=inspect.getdoc(_list) or "").parse_args(arguments)
+    _Parser(prog="pyrovae list", description=_first_line(_list)).parse_args(arguments)
     groups: dict[str, tuple[Any, list[str]]] = {
         "pairs": (models, models.__all__),
         "objectives": (objectives, _objectives()),
@@ -326,7 +339,7 @@ def _list(arguments: list[str]) -> None:
         print(title)
         for name in names:
             if isinstance(getattr(module, name), type):
-                print(f"  {name:<22}{(inspect.getdoc(getattr(module, name)) or '').splitlines()[0]}")
+                print(f"  {name:<22}{_first_line(getattr(module, name))}")
     print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, file.npz, file.npy, folder of images")
 
 

@@ -13,6 +13,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-class Conditional(nn.Module):
+class Conditional(nn.Module, ABC):
     """Base of the conditionals: a head on the features. A subclass says `forward(features)`.
 
     `is_density` is False where log_prob is no log-density (or log-mass), so that bounds made of it are no bounds.
@@ -62,11 +63,9 @@ class Conditional(nn.Module):
         self.head = Head(feature_shape, event_shape, num_parameters)
         self.event_shape = self.head.event_shape
 
+    @abstractmethod
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """The distribution given the features."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no forward(features); define one that returns a Distribution"
-        )
 
 
 class DiagonalNormal(Conditional):

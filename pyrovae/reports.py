@@ -19,7 +19,7 @@ from pyrovae.checks import Check, check
 from pyrovae.data import Data, Split, Stream, match
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.evaluation.predictive import encode, generate, interpolate, manifold, reconstruct, traverse
-from pyrovae.models.base import as_pair, structure
+from pyrovae.models.base import as_pair
 from pyrovae.training.loop import Callback, Run
 
 __all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import pyro
@@ -27,6 +27,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyrovae.data import Data, Split, Stream, match
+from pyrovae.data.seeds import BITS, derived_seed
 from pyrovae.models.base import (
     Functions,
     PairLike,
@@ -47,7 +48,6 @@ ROWS = 128  # per batch, where the budget allows as many
 # Running a pair ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Evaluation:
     """A pair on data, ready to run: made by `evaluating`.
 
@@ -58,16 +58,12 @@ class Evaluation:
         pair: the pair.
         known: its structure.
         rows: the data.
-        batch_size: rows of a batch.
-        device, dtype: of the pair's parameters; None where they have none in common.
     """
 
-    pair: PairLike
-    known: Structure
-    rows: Split | Stream
-    batch_size: int
-    device: torch.device | None
-    dtype: torch.dtype | None
+    def __init__(self, pair: PairLike, rows: Split | Stream, batch_size: int, plate: str | None):
+        self.pair, self.rows, self.batch_size = pair, rows, batch_size
+        self.device, self.dtype = _home(pair)
+        self.known = structure(pair, *self.batch(), plate=plate)
 
     def __iter__(self) -> Iterator[tuple[PairLike, tuple[Tensor, ...], slice]]:
         total, size = len(self.rows), self.known.rows
@@ -128,18 +124,17 @@ def evaluating(
         raise ValueError(f"data is {data!r}, one of its splits is wanted; pass data.test or data.train")
     rows = match(data, pair.model)
     if isinstance(rows, Split):
-        rows = rows.fixed(seed + 2**31)  # another seed: else the noise in x and the draws of z are the same numbers
+        rows = rows.fixed(derived_seed(seed, BITS))  # else the noise in x and the draws of z are the same numbers
     if batch_size is None:
         fitting = max(1, BUDGET // (particles * max(1, math.prod(rows.event_shape))))
         batch_size = len(rows) if isinstance(pair.guide, AutoGuide) else min(len(rows), ROWS, fitting)
-    device, dtype = _home(pair)
+    device, _ = _home(pair)
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated_random_state(seed))
         stack.enter_context(torch.no_grad())
         if device is not None and device.type != "cpu":
-            stack.enter_context(device)
-        on = Evaluation(pair, Any, rows, batch_size, device, dtype)  # type: ignore[arg-type]
-        on.known = structure(pair, *on.batch(), plate=plate)
+            stack.enter_context(device)  # for tensors that a user's program makes
+        on = Evaluation(pair, rows, batch_size, plate)
         stack.enter_context(evaluation_mode(*(pair if isinstance(pair, Functions) else [pair]), *on.known.modules))
         yield on
 
@@ -164,8 +159,9 @@ def _home(pair: PairLike) -> tuple[torch.device | None, torch.dtype | None]:
     modules = [module for module in [*owners, *inner] if isinstance(module, nn.Module)]
     tensors = [tensor for module in modules for tensor in module.parameters()]
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    stored = [] if tensors else [tensor for _, tensor in pyro.get_param_store().named_parameters()]
-    devices = {tensor.device for tensor in tensors or stored}
+    if not tensors:  # parameters in Pyro's store, which may be another program's
+        tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters() if tensor.device.type != "cpu"]
+    devices = {tensor.device for tensor in tensors}
     return devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None
 
 
@@ -190,15 +186,17 @@ def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False
         if not site["is_observed"] and any(frame.name == on.known.plate for frame in site["cond_indep_stack"])
     }
     fitting = [s for s in sites if not _is_discrete(sites[s]) and (not vector or sites[s]["fn"].event_dim == 1)]
-    chosen = name if name is not None else next((s for s in on.known.latent if s in fitting), None)
-    if chosen not in sites or (vector and chosen not in fitting):
-        wanted = "a continuous vector per datum" if vector else "a latent per datum" if name else "a continuous latent"
-        shapes = {s: tuple(site["fn"].event_shape) for s, site in sites.items()}
-        raise ValueError(
-            f"{f'site {name!r}' if name else 'no site of the guide'} is {'not ' if name else ''}{wanted}; the guide "
-            f"samples {shapes or 'none'} with these event shapes, pass one of them by name"
-        )
-    return sites[chosen]
+    shapes = {s: tuple(site["fn"].event_shape) for s, site in sites.items()}
+    kind = "continuous vector" if vector else "continuous latent"
+    if name is None:
+        name = next((s for s in on.known.latent if s in fitting), None)
+        if name is None:
+            raise ValueError(f"the guide samples no {kind} for each datum, only {shapes}; name one of these")
+    elif name not in sites:
+        raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")
+    elif vector and name not in fitting:
+        raise ValueError(f"latent {name!r} has event shape {shapes[name]} and is no {kind}; name one of {fitting}")
+    return sites[name]
 
 
 def _observed_site(known: Structure, name: str | None) -> str:
@@ -210,7 +208,10 @@ def _observed_site(known: Structure, name: str | None) -> str:
 
 
 def _is_discrete(site: dict[str, Any]) -> bool:
-    return site["fn"].has_enumerate_support or bool(getattr(site["fn"].support, "is_discrete", False))
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except (AttributeError, NotImplementedError):
+        return bool(site["fn"].has_enumerate_support)
 
 
 def mean_of(site: dict[str, Any]) -> Tensor | None:
@@ -281,10 +282,10 @@ def encode(
         codes = []
         for run, batch, _ in on:
             drawn = [trace.nodes[name] for trace in guide_traces(run, batch, name, 1 if sample else num_samples)]
-            means = [None if sample else mean_of(s) for s in drawn]
-            values = [s["value"] if m is None else m for s, m in zip(drawn, means, strict=True)]
-            mean = values[0] if len(values) == 1 else torch.stack(values).to(values[0].dtype).mean(0)
-            codes.append(rows_first(mean, drawn[0]))
+            if not sample and mean_of(drawn[0]) is None and _is_discrete(drawn[0]):
+                raise ValueError(f"latent {name!r} is discrete and has no mean; pass sample=True")
+            values = [s["value"] if sample or (mean := mean_of(s)) is None else mean for s in drawn]
+            codes.append(rows_first(values[0] if len(values) == 1 else torch.stack(values).mean(0), drawn[0]))
         return on.join(codes)
 
 
@@ -322,8 +323,9 @@ def reconstruct(
         name = _observed_site(on.known, site)
         parts = []
         for run, batch, _ in on:
-            drawn = [_given(_posterior_trace(run, batch, on.known).nodes[name], sample) for _ in range(num_samples)]
-            parts.append(drawn[0] if num_samples == 1 else sum(drawn[1:], drawn[0]) / num_samples)
+            traces = (_posterior_trace(run, batch, on.known) for _ in range(num_samples))
+            total = reduce(torch.add, (_given(trace.nodes[name], sample) for trace in traces))
+            parts.append(total if num_samples == 1 else total / num_samples)
         return on.join(parts)
 
 
@@ -384,7 +386,7 @@ def decode(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The mean of p(x | z) at given z; other latents are drawn from the model given z, other observed sites as in `like`.
+    """The mean of p(x | z) at given z; other latents as the model draws them, other observed sites as in `like`.
 
     Args:
         pair, plate, seed, batch_size: see `evaluating`.
@@ -548,7 +550,7 @@ def _rows(pair: Any, data: Any, count: int | None, seed: int) -> tuple[Tensor, .
     """The first rows of data, all without a count, as the model takes them."""
     rows = match(data, as_pair(pair).model)
     if isinstance(rows, Split):
-        rows = (rows if count is None else rows.subset(slice(count))).fixed(seed + 2**31)
+        rows = (rows if count is None else rows.subset(slice(count))).fixed(derived_seed(seed, BITS))
     return next(rows.sequential(len(rows) if count is None else count))
 
 

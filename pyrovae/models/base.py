@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -134,8 +135,8 @@ class Structure:
         max_plate_nesting: how many dims the plates of model and guide take.
         latent, observed: names of the model's sites in order, `pyro.factor` among neither.
         global_latent: latent sites outside the data plate.
-        supports: for each observed site whose value is a tensor of the batch: its position there, and what values the
-            site takes.
+        supports: for each observed site whose value is a tensor of the batch, reshaped maybe: its position there, and
+            what values the site takes.
         enumerated: sites marked `infer={"enumerate": "parallel"}`, of model and guide.
         parameters: unconstrained leaf tensors by name, each once: module-relative names for an `nn.Module`, names of
             the param store for the rest.
@@ -176,18 +177,20 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
-        ValueError: where the sites of model and guide do not match, or the data plate is missing or ambiguous.
+        ValueError: where the pair does not run on the batch, the sites of model and guide do not match, or the data
+            plate is missing or ambiguous.
     """
     pair = as_pair(pair)
     with contextlib.ExitStack() as stack:
         modules = stack.enter_context(_recorded_modules(pair))
         stack.enter_context(isolated_random_state())
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_told_apart(batch))
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
     _check_sites(model_trace, guide_trace)
     frame = _data_plate(model_trace, plate)
-    _check_plates(model_trace, guide_trace, frame.name)
+    _check_plates(model_trace, guide_trace, frame.name, batch)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]
@@ -206,7 +209,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
             site["name"]: (position, site["fn"].support)
             for site in random_sites(model_trace)
             for position, value in enumerate(batch)
-            if site["is_observed"] and site["value"] is value
+            if site["is_observed"] and _same_values(site["value"], value)
         },
         enumerated=tuple(dict.fromkeys(site["name"] for site in sites if site["infer"].get("enumerate") == "parallel")),
         parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
@@ -247,6 +250,14 @@ def _buffers(pair: PairLike, modules: list[nn.Module]) -> dict[str, Tensor]:
             for name, buffer in module.named_buffers(recurse=False)
         ]
     )
+
+
+def _same_values(site_value: Any, value: Any) -> bool:
+    """Whether a site observes a tensor of the batch, itself or a view of all of it."""
+    if not isinstance(value, Tensor) or not isinstance(site_value, Tensor):
+        return False
+    same_memory = site_value.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+    return site_value is value or (same_memory and site_value.numel() == value.numel() > 0)
 
 
 def _inside(site: dict[str, Any], plate: str) -> bool:
@@ -303,7 +314,14 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         )
 
 
-def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
+def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:
+    for site in random_sites(model_trace):
+        of_batch = any(_same_values(site["value"], value) for value in batch)
+        if site["is_observed"] and of_batch and not site["cond_indep_stack"]:
+            raise ValueError(
+                f"model site {site['name']!r} observes the batch outside the plate {plate!r}, so that it has no value "
+                f"for each datum; put it inside `with pyro.plate({plate!r}, ...):`"
+            )
     for site in random_sites(guide_trace):
         name = site["name"]
         if name in model_trace.nodes and _inside(model_trace.nodes[name], plate) and not _inside(site, plate):
@@ -311,6 +329,22 @@ def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str) -> None:
                 f"guide site {name!r} is outside the plate {plate!r} that the model has it in; "
                 f"put it inside `with pyro.plate({plate!r}, ...):` in the guide too"
             )
+
+
+@contextlib.contextmanager
+def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
+    """What torch or Pyro say when a program can't run on a batch, as one sentence that names the batch."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:
+        said = re.split(r"\n *Trace Shapes:", str(error))[0].strip()  # Pyro appends a table of the trace so far
+        if isinstance(error, ValueError):
+            raise ValueError(said) from error
+        tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
+        raise ValueError(
+            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({' '.join(said.split())}); "
+            "pass data of the shape and dtype that it takes"
+        ) from error
 
 
 @contextlib.contextmanager

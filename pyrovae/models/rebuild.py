@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models.base import Pair
 
-__all__ = ["build", "describe", "family", "part"]
+__all__ = ["build", "describe", "family", "named", "part", "parts"]
 
-_PARTS: dict[str, ModuleType] = {
-    "encoder": nets,
-    "decoder": nets,
-    "prior": priors,
-    "posterior": conditionals,
-    "likelihood": conditionals,
+# Where the parts of a slot are looked for, and what the pair makes them with.
+_SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
+    "encoder": (nets, ("event_shape",)),
+    "decoder": (nets, ("latent_dim", "event_shape")),
+    "prior": (priors, ("event_shape",)),
+    "posterior": (conditionals, ("feature_shape", "event_shape")),
+    "likelihood": (conditionals, ("feature_shape", "event_shape")),
 }
 
 
@@ -31,7 +33,24 @@ def family(name: str) -> type[Pair]:
     >>> family("vae").__name__
     'VAE'
     """
-    return getattr(models, _known(name, models.__all__, "pair"))
+    return getattr(models, named(name, models.__all__, "pair"))
+
+
+def parts(slot: str) -> dict[str, Callable[..., Any]]:
+    """The library's parts that fill a slot, by name.
+
+    >>> list(parts("decoder"))
+    ['ConvDecoder']
+    """
+    library, made_with = _SLOTS[slot]
+    public = {name: getattr(library, name) for name in library.__all__}
+    return {
+        name: maker
+        for name, maker in public.items()
+        if isinstance(maker, type)
+        and not inspect.isabstract(maker)
+        and tuple(inspect.signature(maker).parameters)[: len(made_with)] == made_with
+    }
 
 
 def part(slot: str, value: str | dict[str, Any]) -> Any:
@@ -44,13 +63,11 @@ def part(slot: str, value: str | dict[str, Any]) -> Any:
     {'scale': 0.1}
     """
     options = dict(value) if isinstance(value, dict) else {"name": value}
-    name = options.pop("name", None)
-    library = _PARTS[slot]
-    makers = [known for known in library.__all__ if isinstance(getattr(library, known), type)]
-    maker = getattr(library, _known(str(name), makers, slot))
-    accepted = [p.name for p in inspect.signature(maker).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    name, makers = str(options.pop("name", None)), parts(slot)
+    maker = makers[named(name, makers, slot)]
+    accepted = list(inspect.signature(maker).parameters)[len(_SLOTS[slot][1]) :]
     for option in options:
-        _known(option, accepted, f"option of {name}")
+        named(option, accepted, f"option of {name}")
     return partial(maker, **options) if options else maker
 
 
@@ -79,27 +96,37 @@ def build(description: dict[str, Any]) -> Pair:
     accepted = list(inspect.signature(cls).parameters)
     arguments = {}
     for name, value in dict(description.get("arguments") or {}).items():
-        _known(name, accepted, f"argument of {cls.__name__}")
-        arguments[name] = part(name, value) if name in _PARTS and value is not None else value
+        named(name, accepted, f"argument of {cls.__name__}")
+        arguments[name] = part(name, value) if name in _SLOTS and value is not None else value
     return cls(**arguments)
 
 
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, partial) and not value.args and name in _PARTS:
-        return {"name": _plain(name, value.func), **{key: _plain("", option) for key, option in value.keywords.items()}}
-    if isinstance(value, type) and name in _PARTS and vars(_PARTS[name]).get(value.__name__) is value:
-        return value.__name__
-    if isinstance(value, (tuple, list)):
-        return [_plain("", item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{name} is {value!r}, which JSON cannot hold")
+def named(name: str, valid: Iterable[str], what: str) -> str:
+    """The one of `valid` that is `name` in any case of letters.
 
+    Raises:
+        ValueError: if there is none, with the nearest ones.
 
-def _known(name: str, valid: list[str], what: str) -> str:
+    >>> named("iwae", ["ELBO", "IWAE"], "objective")
+    'IWAE'
+    """
     folded = {known.lower(): known for known in valid}
     if name.lower() in folded:
         return folded[name.lower()]
     near = difflib.get_close_matches(name.lower(), folded, n=2, cutoff=0.4)
     guess = f"did you mean {' or '.join(folded[match] for match in near)}? " if near else ""
-    raise ValueError(f"there is no {what} called {name!r}; {guess}pass one of {', '.join(valid) or 'none'}")
+    raise ValueError(f"there is no {what} called {name!r}; {guess}pass one of {', '.join(folded.values()) or 'none'}")
+
+
+def _plain(slot: str, value: Any) -> Any:
+    if slot in _SLOTS:
+        names = {maker: name for name, maker in parts(slot).items()}
+        maker = value.func if isinstance(value, partial) and not value.args else value
+        if isinstance(maker, type) and maker in names:
+            options = {key: _plain("", option) for key, option in getattr(value, "keywords", {}).items()}
+            return {"name": names[maker], **options} if options else names[maker]
+    if isinstance(value, (tuple, list)):
+        return [_plain("", item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} is not what JSON can hold")

@@ -14,7 +14,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from pyrovae.models.base import Functions, Structure, structure
-from pyrovae.objectives.weights import Ledger, ledger
+from pyrovae.objectives.weights import Ledger, Term, ledger
 
 __all__ = ["Objective"]
 
@@ -49,13 +49,15 @@ class Objective(pyro.infer.ELBO):
         """What is maximised, for each datum: shape (B,), nats."""
 
     def mean(self, drawn: Ledger) -> Tensor:
-        """The mean per datum, nats; latent sites outside the data plate count once for all N data."""
+        """The mean per datum, nats; sites outside the data plate count once for all N data."""
         if torch.is_grad_enabled():
             _check_reparametrised(drawn)
-        value = self.per_datum(drawn).mean()
-        if drawn.known.global_latent:
-            value = value + torch.as_tensor(drawn.global_elbo()).mean() / drawn.size
-        return value
+        value, shared = self.per_datum(drawn).mean(), drawn.global_elbo(self._weight)
+        return value + shared.mean() / drawn.size if isinstance(shared, Tensor) else value
+
+    def _weight(self, term: Term) -> float | Tensor:
+        """What a site outside the data plate is multiplied by."""
+        return term.scale
 
     def for_validation(self) -> Objective:
         """What to validate with: this objective, its schedules at their end."""

@@ -165,10 +165,11 @@ class Ledger:
         return self._collect(weighted)
 
     def global_elbo(self, weight: Weight | None = None) -> Tensor | float:
-        """log p - log q of the latent sites outside the data plate, (K,), or zero: for all data together."""
+        """log p - log q of the sites outside the data plate, (K,), or zero: for all data together."""
         weight = (lambda term: term.scale) if weight is None else weight
         values = [draw.global_log_weights(weight) for draw in self.draws]
-        return torch.cat([value for value in values if isinstance(value, Tensor)]) if self.known.global_latent else 0.0
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        return torch.cat(tensors) if tensors else 0.0
 
     def entries(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """log p and log q of every local site, each (K, B) in nats, and the entropy of the summed sites, (K, B).

@@ -14,12 +14,14 @@ import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.data import Data, Split, Stream, match
 from pyrovae.models.base import PairLike, Structure, as_pair, structure
 from pyrovae.models.rebuild import describe
 from pyrovae.training import checkpoint
 from pyrovae.training.loop import Callback, Loop, Run
+from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
@@ -73,7 +75,8 @@ def fit(
         plate: name of the data plate, where it is not plain.
         accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
         precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
-        seed: of the order of rows, the particles and every other draw. None draws one from torch's generator.
+        seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
+            the run's where that is resumed.
         out: folder for history.csv and checkpoints.
         resume: go on from the newest checkpoint in `out`, exactly as if there had been no interruption.
         callbacks: see `Callback`.
@@ -106,16 +109,20 @@ def fit(
         raise ValueError(
             f"patience is {patience}, but there are no validation data; pass validation=0.1, or patience=None"
         )
+    _check_callbacks(callbacks)
     folder = _run_folder(out, resume)
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
+    seed = _seed(seed, folder if resume else None)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision]))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
         known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])
+        _check_support(known, train, "data")
+        if held_out is not None:
+            _check_support(known, held_out, "validation")
         step = Step(pair, objective, known)
+        batch_size = len(batch[0])
         loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed)
         loop.optimize(optimizer, lr, schedule, clip_norm)
         loop.run.config = {
@@ -157,6 +164,25 @@ def _check_numbers(**numbers: Any) -> None:
             raise ValueError(
                 f"{name} is {value}, it must be positive and finite; pass {name}={'1' if whole else '1e-3'}, say"
             )
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
+        raise TypeError(f"callbacks is {callbacks!r}, a list of functions or Callbacks is wanted; pass callbacks=[...]")
+
+
+def _seed(seed: int | None, resumed: Path | None) -> int:
+    if seed is None and resumed is not None:
+        path = checkpoint.latest(resumed / "checkpoints")
+        assert path is not None
+        return checkpoint.read(path).config["seed"]
+    if seed is None:
+        return int(torch.randint(2**31, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}, a whole number is wanted; pass seed=0, say")
+    if not 0 <= seed < 2**32:  # numpy's generator takes no other
+        raise ValueError(f"seed is {seed}, it must be at least 0 and below 2**32; pass seed=0, say")
+    return seed
 
 
 def _device(accelerator: str) -> torch.device:
@@ -249,31 +275,60 @@ def _prepare(
     parts = [part for part in (pair if isinstance(pair, tuple) else [pair]) if isinstance(part, nn.Module)]
     for part in parts:
         part.to(device=device, dtype=dtype)
-    batch = next(train.sequential(batch_size))
-    known = structure(pair, *batch, plate=plate)
-    for module in known.modules:
+
+    def move(module: nn.Module, _: Any) -> None:  # modules that plain functions call are only found as they run
         module.to(device=device, dtype=dtype)
+
+    hook = register_module_forward_pre_hook(move)
+    try:
+        known, batch = _first_run(pair, train, batch_size, plate)
+    finally:
+        hook.remove()
     for parameter in known.parameters.values():
         parameter.data = parameter.data.to(device=device, dtype=dtype)
-    if not known.parameters:
+    if not any(parameter.requires_grad for parameter in known.parameters.values()):
         raise ValueError(
             "the pair has no parameters, so there is nothing to fit; register modules with pyro.module, use "
             "pyro.param, or derive the pair from pyrovae.Pair"
         )
-    guide = pair.guide
-    if isinstance(guide, AutoGuide) and len(train) > batch_size and set(known.latent) - set(known.global_latent):
+    guide, subsamples_itself = pair.guide, known.rows < len(batch[0])
+    mini_batches = len(train) > len(batch[0]) and not subsamples_itself
+    if known.global_latent and mini_batches and not known.subsampled:
         raise ValueError(
-            f"{type(guide).__name__} has parameters of its own for each row, but batch_size={batch_size} of "
+            f"latent sites {list(known.global_latent)} lie outside the plate {known.plate!r}, which has size "
+            f"{known.size} for {len(train)} data; write pyro.plate({known.plate!r}, {len(train)}, "
+            f"subsample=torch.arange(len(x))), or pass batch_size={len(train)}"
+        )
+    if isinstance(guide, AutoGuide) and mini_batches and set(known.latent) - set(known.global_latent):
+        raise ValueError(
+            f"{type(guide).__name__} has parameters of its own for each row, but batch_size is {batch_size} of "
             f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
             f"{len(train)}"
         )
-    _check_support(known, train)
     return known, batch
 
 
-def _check_support(known: Structure, train: Split | Stream) -> None:
+def _first_run(
+    pair: PairLike, train: Split | Stream, batch_size: int, plate: str | None
+) -> tuple[Structure, tuple[Tensor, ...]]:
+    """The structure, found on a batch, or on all rows for a model that draws its own rows among all of them."""
+    batch = next(train.sequential(batch_size))
+    try:
+        return structure(pair, *batch, plate=plate), batch
+    except ValueError:
+        if batch_size == len(train) or not isinstance(train, Split):
+            raise
+        batch = next(train.sequential(len(train)))
+        with contextlib.suppress(ValueError):
+            known = structure(pair, *batch, plate=plate)
+            if known.subsampled:
+                return known, batch
+        raise
+
+
+def _check_support(known: Structure, data: Split | Stream, argument: str) -> None:
     """Every observed value is one that its likelihood can give."""
-    batches = train.sequential(8192) if isinstance(train, Split) else [next(train.sequential(256))]
+    batches = data.sequential(8192) if isinstance(data, Split) else [next(data.sequential(256))]
     seen = 0
     for batch in batches:
         for site, (position, support) in known.supports.items():
@@ -286,7 +341,7 @@ def _check_support(known: Structure, train: Split | Stream) -> None:
                 row = int((~valid).nonzero()[0])
                 low, high = value[row].min().item(), value[row].max().item()
                 raise ValueError(
-                    f"{train.names[position]} has values that the likelihood at site {site!r} cannot give: row "
+                    f"{data.names[position]} of {argument} has values that site {site!r} cannot give: row "
                     f"{seen + row} lies in [{low:g}, {high:g}], wanted is {_support_name(support)}; scale or binarise "
                     "the data, or choose another likelihood"
                 )
@@ -302,8 +357,10 @@ def _support_name(support: Any) -> str:
 def _spell(value: Any) -> str:
     """A readable name for the record: of a class, a partial or an instance with its plain attributes."""
     if hasattr(value, "func"):
-        return f"{value.func.__name__}({', '.join(f'{k}={v}' for k, v in value.keywords.items())})"
+        options = {k: _spell(v) if callable(v) else v for k, v in value.keywords.items()}
+        return f"{value.func.__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"
     if isinstance(value, type) or inspect.isfunction(value):
         return value.__name__
-    plain = {k: v for k, v in vars(value).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    kinds = (bool, int, float, str, Schedule)
+    plain = {k: v for k, v in vars(value).items() if isinstance(v, kinds) and not k.startswith("_")}
     return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"

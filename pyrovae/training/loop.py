@@ -15,6 +15,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -97,7 +98,7 @@ class Loop:
         self.train_data = train
         self.validation_data = validation
         self.batch_size = batch_size
-        self.subsamples_itself = step.known.rows < batch_size
+        self.subsamples_itself = step.known.rows < batch_size  # a batch is what the structure was found on
         self.steps_per_epoch = math.ceil(len(train) / min(batch_size, step.known.rows))
         self.run = Run(step.pair, step.objective, History(), {}, step.known, seed)
         self.schedules = {k: v for k, v in vars(step.objective).items() if isinstance(v, Schedule)}
@@ -105,7 +106,7 @@ class Loop:
         for schedule in self.schedules.values():
             schedule.to(like)
         self.state = {**step.known.parameters, **step.known.buffers}
-        self.best = self._snapshot()
+        self.best: dict[str, Tensor] = {}
         self.in_epoch = _Epoch()
 
     def optimize(
@@ -116,12 +117,15 @@ class Loop:
         clip_norm: float | None,
     ) -> None:
         """Make the optimizer and the schedule of its learning rate."""
-        self.optimizer = optimizer(list(self.step.known.parameters.values()), lr=lr)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
+        made: Any = optimizer
+        if callable(optimizer) and not isinstance(optimizer, PyroOptim):
+            made = optimizer(list(self.step.known.parameters.values()), lr=lr)
+        if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer makes a {type(self.optimizer).__name__}, not a torch optimizer; "
+                f"optimizer is {str(optimizer)[:60]!r}, which makes no torch optimizer; "
                 "pass torch.optim.Adam or functools.partial(torch.optim.Adam, betas=(0.9, 0.99))"
             )
+        self.optimizer = made
         self.scheduler = None if schedule is None else schedule(self.optimizer)
         self.clip_norm = clip_norm
 
@@ -137,6 +141,9 @@ class Loop:
         """Train until `max_epochs`, the end of patience, a callback's word or Ctrl-C."""
         run, began = self.run, time.monotonic() - self.run.seconds
         saved = time.monotonic()
+        if patience is not None and not self.best:  # it begins only now
+            run.best_epoch, run.best_loss = None, math.inf
+        run.stopping = self._out_of_patience(patience) and run.best_epoch is not None
         bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress)
         with contextlib.closing(bar), _interruptible(run):
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
@@ -147,7 +154,7 @@ class Loop:
                     self._restore(before)
                     raise
                 run.seconds = time.monotonic() - began
-                if run.interrupted:
+                if self.in_epoch.steps < self.steps_per_epoch:
                     break
                 self._end_epoch(patience, autocast)
                 for callback in callbacks:
@@ -176,7 +183,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             # Pyro checks every value at every site: once through the data is enough.
             with autocast, pyro.validation_enabled(run.epoch == 0):
-                loss = self.step.backward(*batch)
+                loss = self._backward(batch)
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.step.known.parameters.values(), self.clip_norm)
             self.optimizer.step()
@@ -190,6 +197,16 @@ class Loop:
             if run.interrupted:
                 break
         self._read(batch)
+
+    def _backward(self, batch: tuple[Tensor, ...]) -> Tensor:
+        try:
+            return self.step.backward(*batch)
+        except ValueError:  # Pyro's checks may meet what is no longer finite before the loss does
+            with pyro.validation_enabled(False):
+                loss = self.step.backward(*batch)
+            if torch.isfinite(loss):
+                raise
+            return loss
 
     def _batches(self, skip: int) -> Iterator[tuple[Tensor, ...]]:
         if self.subsamples_itself:
@@ -212,8 +229,10 @@ class Loop:
             self.scheduler.step()
         run.epoch += 1
         self.in_epoch = _Epoch()
-        if patience is not None and run.epoch - (run.best_epoch or 0) >= patience:
-            run.stopping = True
+        run.stopping |= self._out_of_patience(patience)
+
+    def _out_of_patience(self, patience: int | None) -> bool:
+        return patience is not None and self.run.epoch - (self.run.best_epoch or 0) >= patience
 
     def _validate(self, data: Split | Stream, autocast: contextlib.AbstractContextManager[Any]) -> float:
         """Mean loss over the validation data, in evaluation mode, with the same random numbers each time."""

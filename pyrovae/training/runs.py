@@ -38,7 +38,9 @@ def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
     state, config = kept.state, kept.config
     if pair is None:
         if config.get("pair") is None:
-            raise ValueError(f"the run in {str(folder)!r} is of a pair of your own; pass it as pair= (--pair file.py:Name)")
+            raise ValueError(
+                f"the run in {str(folder)!r} is of a pair of your own; pass it as pair= (--pair file.py:Name)"
+            )
         pair = build(config["pair"])
     pair = as_pair(pair)
     best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pyro.infer
@@ -49,16 +50,20 @@ class Step(nn.Module):
             )
         # Pyro's objectives remember the plates of the pair that they first saw.
         self.objective = objective if isinstance(objective, Objective) else copy.deepcopy(objective)
+        if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
+            self.objective.max_plate_nesting = known.max_plate_nesting
 
     def forward(self, *batch: Any) -> Tensor:
         """Mean loss per datum, nats; differentiable, save for objectives that only have `loss_and_grads`."""
         if isinstance(self.objective, Objective):
             drawn = ledger(self.pair, *batch, num_particles=self.objective.num_particles, known=self.known)
             return -self.objective.mean(drawn)
-        loss = getattr(self.objective, "differentiable_loss", self.objective.loss)
+        loss = self.objective.loss
+        if torch.is_grad_enabled():  # without, TraceEnum_ELBO's differentiable one raises
+            loss = getattr(self.objective, "differentiable_loss", loss)
         with _PlateSize(self.known.plate) as plate:
             value = loss(self.pair.model, self.pair.guide, *batch)
-        return torch.as_tensor(value) / plate.size
+        return _tensor(value) / plate.size
 
     def backward(self, *batch: Any) -> Tensor:
         """Add the gradients to the parameters' `.grad`, and return the loss."""
@@ -71,7 +76,11 @@ class Step(nn.Module):
         for parameter in self.known.parameters.values():
             if parameter.grad is not None:
                 parameter.grad /= plate.size
-        return torch.as_tensor(total / plate.size)
+        return _tensor(total) / plate.size
+
+
+def _tensor(value: Tensor | float) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 class _PlateSize(Messenger):

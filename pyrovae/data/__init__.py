@@ -1,0 +1,12 @@
+"""Data as named tensors: splits, loading, binarisation, and matching to a model's parameters.
+
+Data in memory are a `Split`, a torch Dataset larger than memory is a `Stream`. Both have ``len``, ``names``,
+``event_shape``, ``select``, ``to``, ``batches`` and ``sequential``, and training needs no more.
+"""
+
+from pyrovae.data.datasets import load
+from pyrovae.data.matching import match
+from pyrovae.data.rows import Data, Split, Stream
+from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize
+
+__all__ = ["Data", "Split", "Stream", "bernoulli", "bits_per_dimension", "dequantize", "load", "match"]

@@ -1,0 +1,122 @@
+"""Data sets by name or from files: read, rows held out, binarised."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pyrovae.data import readers
+from pyrovae.data.readers import Parts
+from pyrovae.data.rows import Data, Split
+from pyrovae.data.seeds import BITS, SPLIT, derived_seed, seeded_generator
+from pyrovae.data.transforms import bernoulli
+
+__all__ = ["load"]
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    binarize: Literal["auto", "dynamic", "static"] | None = "auto",
+    validation: int | float | None = None,
+    test: int | float | None = None,
+    seed: int = 0,
+) -> Data:
+    """A data set by name, or from files.
+
+    * "digits": scikit-learn's handwritten digits, (1, 8, 8), k/16
+    * "mnist", "fashion-mnist", "kmnist": (1, 28, 28), k/255
+    * "omniglot": (1, 28, 28) by area averages, k/255, ink is 1; the test set has other characters than the training set
+    * "cifar10": (3, 32, 32), k/255
+    * a folder of images of one size, flat or in one subfolder per class: (1, H, W) if grey, else (3, H, W), k/255
+    * a .npy file, or a .npz file with x, or one array only, and further named arrays; names that end in _validation (or
+      _valid) and _test are those splits, and so are arrays called train, valid and test. Values are as in the file:
+      **uint8 is not divided by 255**
+
+    Labels are in y. Rows held out are drawn from `seed`; of the MNIST-like and cifar10 they are the last ones.
+
+    Args:
+        name: one of the names above, or a path.
+        root: folder of torchvision's data sets; default the environment variable PYROVAE_DATA, else "data".
+        download: let torchvision fetch what is missing.
+        binarize: "dynamic": x ~ Bernoulli(x) anew for each training batch (`bernoulli`), once for validation and test;
+            "static": once for all, from `seed`; None: x as it is. "auto": dynamic for images of one channel, (H, W) or
+            (1, H, W), with values in [0, 1] and not bits already, else None.
+        validation: rows to hold out, or their fraction of the training rows; default 10,000 (MNIST-like), 5,000
+            (cifar10), else 0.1, unless the files have their own.
+        test: likewise; default 0.1, unless the data have their own.
+        seed: of the rows held out and of the bits drawn once; torch's global generators do not move.
+
+    Returns:
+        Data, on the CPU.
+
+    Raises:
+        FileNotFoundError: for data that are not there.
+        ValueError: for an unknown name, damaged files, or values outside [0, 1] to binarize.
+
+    >>> load("digits")
+    Data('digits': train 1437, validation 180, test 180 rows; event_shape (1, 8, 8), levels 2)
+    """
+    if binarize not in ("auto", "dynamic", "static", None):
+        raise ValueError(f"binarize is {binarize!r}; pass 'dynamic', 'static', None or 'auto'")
+    name = os.fspath(name)
+    folder = Path(root or os.environ.get("PYROVAE_DATA", "data"))
+    levels: int | None = 256
+    last = None  # rows that are held out by custom, from the end
+    if name == "digits":
+        parts, levels = readers.digits(), 17
+    elif name in readers.IDX:
+        parts, last = readers.idx(name, folder, download), 10_000
+    elif name == "omniglot":
+        parts = readers.omniglot(folder, download)
+    elif name == "cifar10":
+        parts, last = readers.cifar10(folder, download), 5_000
+    elif Path(name).is_dir():
+        parts = readers.images(Path(name))
+    else:
+        parts, levels = readers.arrays(name), None
+    splits = _hold_out(name, parts, {"validation": validation, "test": test}, last, seed)
+
+    low, high = (min(s["x"].min().item() for s in splits.values()), max(s["x"].max().item() for s in splits.values()))
+    bits = all(((split["x"] == 0) | (split["x"] == 1)).all() for split in splits.values())
+    if binarize == "auto":
+        shape = splits["train"].event_shape
+        grey = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+        binarize = "dynamic" if grey and low >= 0 and high <= 1 else None
+    if binarize and (low < 0 or high > 1):
+        raise ValueError(f"x of {name} is in [{low:g}, {high:g}], to binarize it must be in [0, 1]; pass binarize=None")
+    if binarize and not bits:
+        for use, part in enumerate(("train", "validation", "test")):
+            if part in splits:
+                split = Split(splits[part].tensors, transform=bernoulli)
+                dynamic = part == "train" and binarize == "dynamic"
+                splits[part] = split if dynamic else split.fixed(derived_seed(seed, BITS, use))
+    return Data(**splits, name=Path(name).stem, levels=2 if bits or binarize else levels)
+
+
+def _hold_out(
+    name: str, parts: Parts, asked: dict[str, int | float | None], last: int | None, seed: int
+) -> dict[str, Split]:
+    train = Split(parts["train"])
+    defaults = {"validation": 0.1 if last is None else last, "test": 0.1}
+    counts = []
+    for part, value in asked.items():
+        if part in parts and value is not None:
+            raise ValueError(f"{part} is {value}, but {name} has {part} rows of its own; leave {part}=None")
+        size = value if value is not None else 0 if part in parts else defaults[part]
+        counts.append(round(size * len(train)) if isinstance(size, float) else size)
+        if not 0 <= counts[-1] < len(train):
+            raise ValueError(f"{part} is {size} of the {len(train)} rows of {name}; pass fewer, or a fraction below 1")
+    left = len(train) - sum(counts)
+    if left < 1:
+        raise ValueError(f"validation and test take all {len(train)} rows of {name}; pass validation= or test= smaller")
+    generator = seeded_generator("cpu", seed, SPLIT)
+    order = torch.arange(len(train)) if last else torch.randperm(len(train), generator=generator)
+    splits = {"train": train.subset(order[:left])}
+    for part, rows in zip(asked, order[left:].split(counts), strict=True):
+        if part in parts or len(rows):
+            splits[part] = Split(parts[part]) if part in parts else train.subset(rows)
+    return splits

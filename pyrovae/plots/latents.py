@@ -1,0 +1,191 @@
+"""Latents: what their dimensions decode to, where they put the data, how many nats each of them carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyrovae.plots.events import as_events, draw_lines, draw_tiles, gap
+from pyrovae.plots.figures import (
+    ABOVE,
+    BESIDE,
+    BLUE,
+    GREY,
+    ORANGE,
+    PALETTE,
+    Values,
+    axes_of,
+    dot_area,
+    draw_legend,
+    finite,
+    name_axes,
+    shades,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["latent_kl", "latent_scatter", "manifold", "traversals"]
+
+MARKERS = "os^D"  # of the first ten classes, the second ten, ...
+
+
+def traversals(
+    images: Values,
+    labels: Sequence[str] | None = None,
+    *,
+    values: Values | None = None,
+    ax: Axes | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> Axes:
+    """Decoded points along single dimensions of z, each a row, its value growing to the right (vectors: lighter).
+
+    Args:
+        images: L dimensions in S steps: (L, S, *event).
+        labels: one text a row, such as "z[3], 1.92 nats"; z[0], z[1], ... if not given.
+        values: the S values that each dimension takes, written below the picture.
+    """
+    data = as_events("images", images, 2, image_shape)
+    labels = [f"z[{row}]" for row in range(len(data))] if labels is None else list(labels)
+    if len(labels) != len(data):
+        raise ValueError(f"labels has {len(labels)} texts and images {len(data)} rows; pass one text for each row")
+    marks = [] if values is None else [f"{value:.3g}".replace("-", "−") for value in finite("values", values).ravel()]
+    if values is not None and len(marks) != data.shape[1]:
+        raise ValueError(f"values has {len(marks)} numbers and images {data.shape[1]} steps; pass one for each step")
+    if data.ndim == 3:
+        ends = [f"value {mark}" for mark in (marks[0], marks[-1])] if marks else ["lowest value", "highest value"]
+        return draw_lines(data, ax, shades(data.shape[1]), labels, "dimension", ends)
+    return name_axes(draw_tiles(data, ax, rows=labels, columns=marks), "value of the dimension" if marks else "", "")
+
+
+def manifold(
+    images: Values,
+    extent: Sequence[float],
+    *,
+    names: tuple[str, str] = ("z[0]", "z[1]"),
+    ax: Axes | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> Axes:
+    """What the points of a two-dimensional grid in z decode to, each at its place; a vector as a small line.
+
+    The axes are in units of z, so encoded data can be scattered over the picture.
+
+    Args:
+        images: (n, m, *event), [i, j] decoded from the i-th value of z[0] (to the right) and the j-th of z[1]
+            (upwards): the order of `torch.cartesian_prod(a, b).reshape(n, m, 2)`.
+        extent: first and last value of the evenly spaced grid: (low, high), or (low, high) of z[0], then of z[1].
+        names: of the axes, for a grid that is even in something else, such as quantiles of the prior.
+    """
+    data = as_events("images", images, 2, image_shape)
+    if min(data.shape[:2]) < 2:
+        raise ValueError(f"images is a grid of {data.shape[0]} x {data.shape[1]}, wanted 2 x 2 at least; decode more")
+    ends = [float(end) for end in extent] * (2 if len(extent) == 2 else 1)
+    if len(ends) != 4 or not (ends[0] < ends[1] and ends[2] < ends[3]):
+        raise ValueError(
+            f"extent is {tuple(extent)}, wanted (low, high) once or twice, low < high; pass such as (-3, 3)"
+        )
+    step = np.array([ends[1] - ends[0], ends[3] - ends[2]]) / (np.array(data.shape[:2]) - 1)
+    if data.ndim == 5:
+        rows = data.swapaxes(0, 1)[::-1]  # (m, n, H, W, C), the highest z[1] on top
+        right, up = step / 2 / (1 + gap(data) / np.array([data.shape[3], data.shape[2]]))  # half an image, without gap
+        around = ends[0] - right, ends[1] + right, ends[2] - up, ends[3] + up
+        return name_axes(draw_tiles(rows, ax, extent=around), *names)
+    ax = axes_of(ax, 5.5, 5.5)
+    heights = 0.84 * step[1] * ((data - data.min()) / (np.ptp(data) or 1.0) - 0.5)
+    across = 0.42 * step[0] * np.linspace(-1, 1, data.shape[2])
+    for i, j in np.ndindex(*data.shape[:2]):
+        line = ends[0] + i * step[0] + across, ends[2] + j * step[1] + heights[i, j]
+        ax.plot(*line, color=BLUE, linewidth=0.8, marker="." if data.shape[2] == 1 else "")
+    return name_axes(ax, *names)
+
+
+def latent_scatter(z: Values, labels: Values | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
+    """Points of z, coloured by label: themselves if L = 2, their first two principal components if L > 2.
+
+    A component's sign makes its largest loading positive. L = 1 is drawn against the share of the
+    point's class below it: one cumulative curve a class.
+
+    Args:
+        z: latent points (N, L).
+        labels: N class numbers or names, 40 different ones at most.
+    """
+    points = finite("z", z)
+    if points.ndim != 2:
+        raise ValueError(f"z has shape {points.shape}, wanted (N, L); pass z.reshape(len(z), -1)")
+    given = np.asarray(labels.tolist() if isinstance(labels, torch.Tensor) else labels)
+    given = np.zeros(len(points)) if labels is None else given
+    if given.shape != (len(points),):
+        raise ValueError(f"labels has shape {given.shape} and z {points.shape}; pass one label for each row of z")
+    classes, numbers = np.unique(given, return_inverse=True)
+    limit = len(PALETTE) * len(MARKERS)
+    if len(classes) > limit:
+        raise ValueError(f"labels has {len(classes)} different values, wanted {limit} at most; group them into classes")
+    points, names = _plane(points, numbers)
+    ax = axes_of(ax, 5.6, 4.6)
+    rounds, colors = numbers // len(PALETTE), np.array(PALETTE)[numbers % len(PALETTE)]
+    dots: dict[str, Any] = {"s": dot_area(len(points)), "alpha": 0.8, "linewidths": 0}
+    for kind in np.unique(rounds):  # classes share a collection, in the order of the data: none covers the others
+        x, y = points[rounds == kind].T
+        ax.scatter(x, y, c=colors[rounds == kind], marker=MARKERS[kind], **dots)
+    if np.shape(z)[1] > 1:
+        ax.set_aspect("equal", adjustable="datalim")
+    if labels is not None:
+        from matplotlib.lines import Line2D
+
+        style: dict[str, Any] = {"linestyle": "", "markersize": 5}
+        handles = [
+            Line2D([], [], color=PALETTE[k % len(PALETTE)], marker=MARKERS[k // len(PALETTE)], label=str(name), **style)
+            for k, name in enumerate(classes.tolist())
+        ]
+        draw_legend(ax, handles=handles, **BESIDE | {"ncols": math.ceil(len(classes) / 20)})
+    return name_axes(ax, *names)
+
+
+def latent_kl(kl: Values, *, threshold: float = 0.01, ax: Axes | None = None) -> Axes:
+    """KL(q(z_j | x) || p(z_j)) of each dimension as bars that fall, those to the left of the dashed line active.
+
+    The threshold is drawn as this line between bars, for 0.01 nats cannot be told from 0 beside a KL of several nats.
+
+    Args:
+        kl: mean over data for each dimension (L,), in nats per datum.
+        threshold: a dimension above it counts as active, in nats per datum.
+    """
+    heights = finite("kl", kl)
+    if heights.ndim != 1:
+        raise ValueError(f"kl has shape {heights.shape}, wanted (L,); pass its mean over data, kl.mean(0)")
+    order = np.argsort(-heights, kind="stable")
+    active = int((heights > threshold).sum())
+    ax = axes_of(ax, 6, 2.8)
+    ax.bar(range(len(order)), heights[order], width=0.75, color=[BLUE] * active + [GREY] * (len(order) - active))
+    label = f"{active} of {len(order)} above {threshold:g} nats"
+    ax.axvline(active - 0.5, color=ORANGE, linewidth=1.2, linestyle="--", label=label)
+    places = range(0, len(order), math.ceil(len(order) / 32))
+    ax.set_xticks(places, [str(order[place]) for place in places])
+    ax.set_xlim(-0.75, len(order) - 0.25)
+    draw_legend(ax, **ABOVE)
+    return name_axes(ax, "dimension of z, by falling KL", "KL (nats per datum)")
+
+
+def _plane(points: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Points (N, L) of the classes `numbers` (N,) in two dimensions (N, 2), and the names of these."""
+    if points.shape[1] == 1:
+        order, counts = np.lexsort((points[:, 0], numbers)), np.bincount(numbers)
+        ranks = np.arange(len(points)) - np.repeat(counts.cumsum() - counts, counts)
+        below = np.empty(len(points))
+        below[order] = (ranks + 0.5) / np.repeat(counts, counts)
+        whole = "the class" if len(counts) > 1 else "data"
+        return np.stack([points[:, 0], below], axis=1), ["z[0]", f"share of {whole} below"]
+    if points.shape[1] == 2:
+        return points, ["z[0]", "z[1]"]
+    centred = points - points.mean(0)
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
+    variances, directions = variances[:-3:-1] / (variances.sum() or 1.0), directions[:, :-3:-1]  # (2,), (L, 2)
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), [0, 1]])
+    names = [
+        f"principal component {k + 1} of z ({max(share, 0.0):.0%} of variance)" for k, share in enumerate(variances)
+    ]
+    return centred @ directions, names

@@ -1,0 +1,191 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pyrovae.cli import main
+from pyrovae.training.runs import load
+
+QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    out = tmp_path / "vae"
+    main(["fit", "vae", "--data", "digits", "--out", str(out), "--latent_dim", "2", *QUICK])
+    return out
+
+
+def test_fit_leaves_everything_that_later_commands_need(run_folder, capsys):
+    assert {path.name for path in run_folder.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "history.csv",
+        "metrics.json",
+        "pictures",
+    }
+    pictures = {path.stem for path in (run_folder / "pictures").iterdir()}
+    assert {"training_curves", "reconstructions", "samples", "interpolation", "latents", "manifold"} <= pictures
+    assert {"manifold_step_0001", "latents_step_0001", "predictive_checks", "traversals", "latent_kl"} <= pictures
+    figures = json.loads((run_folder / "metrics.json").read_text())
+    parts = sum(figures["reconstruction"].values()) - sum(figures["kl"].values())
+    assert figures["elbo"] == pytest.approx(parts, abs=1e-4)
+    assert figures["elbo"] <= figures["log_likelihood"] + 4 * figures["standard_error"]
+    assert (figures["seed"], figures["epochs"], figures["split"], figures["rows"]) == (1, 2, "test", 180)
+    main(["evaluate", str(run_folder), "--num_samples", "20", "--num_replicates", "20"])
+    again = json.loads((run_folder / "metrics.json").read_text())
+    assert again["log_likelihood"] == figures["log_likelihood"]  # the same pair, data and seed
+    table = capsys.readouterr().out
+    assert "log-likelihood" in table
+    assert "active units" in table
+
+
+def test_check_sample_and_plot(run_folder, capsys):
+    main(["check", str(run_folder), "--num_replicates", "20", "--statistics", "[mean]"])
+    assert "mean" in capsys.readouterr().out
+    main(["sample", str(run_folder), "--num_samples", "5"])
+    assert np.load(run_folder / "samples.npy").shape == (5, 1, 8, 8)
+    (run_folder / "pictures" / "reconstructions.png").unlink()
+    main(["plot", str(run_folder)])
+    assert (run_folder / "pictures" / "reconstructions.png").exists()
+
+
+def test_resume_and_config_give_the_same_run(run_folder, tmp_path):
+    other = tmp_path / "again"
+    main(["fit", "vae", "--config", str(run_folder / "config.yaml"), "--out", str(other), "--max_epochs", "1"])
+    main(["fit", "vae", "--config", str(run_folder / "config.yaml"), "--out", str(other), "--resume", "true"])
+    straight, resumed = load(run_folder), load(other)
+    assert resumed.epoch == 2
+    for name, value in straight.pair.state_dict().items():
+        assert torch.equal(value, resumed.pair.state_dict()[name]), name
+
+
+def test_options_reach_the_pair(tmp_path):
+    out = tmp_path / "run"
+    main(
+        [
+            "fit", "vae", "--out", str(out), "--binarize", "null", "--encoder", "ConvEncoder", "--decoder", "ConvDecoder",
+            "--likelihood", "{name: FixedNormal, scale: 0.5}", "--objective", "iwae", "--num_particles", "3", *QUICK,
+        ]
+    )  # fmt: skip
+    run = load(out)
+    assert type(run.pair.encoder).__name__ == "ConvEncoder"
+    assert run.pair.likelihood.scale == 0.5
+    assert run.config["objective"].startswith("IWAE(num_particles=3")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["likelihood"] == {"name": "FixedNormal", "scale": 0.5}
+
+
+OWN = '''
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyrovae as pv
+
+
+class Mine(pv.Pair):
+    """A linear pair."""
+
+    def __init__(self, event_shape, width: int = 3):
+        super().__init__()
+        self.width = width
+        self.down, self.up = nn.Linear(64, width), nn.Linear(width, 64)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.width), 1.0).to_event(1))
+            logits = self.up(z).unflatten(-1, (1, 8, 8))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.down(x.flatten(1)), 0.5).to_event(1))
+
+
+def model(x):
+    loc = pyro.param("loc", torch.zeros(1, 8, 8))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Bernoulli(logits=loc).to_event(3), obs=x)
+
+
+functions = (model, lambda x: None)
+'''
+
+
+def test_somebodys_own_pair(tmp_path, capsys):
+    source = tmp_path / "own_pairs.py"
+    source.write_text(OWN)
+    out = tmp_path / "own"
+    quick = [flag for flag in QUICK if flag not in ("--hidden", "[8]")]
+    main(["fit", f"{source}:Mine", "--width", "4", "--out", str(out), *quick])
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(out)])
+    assert "pass it as pair= (--pair file.py:Name)" in capsys.readouterr().err
+    main(["evaluate", str(out), "--pair", f"{source}:Mine", "--num_samples", "10", "--num_replicates", "10"])
+    assert "log-likelihood" in capsys.readouterr().out
+    main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *quick])
+    assert "no picture of latents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fti"], "there is no command called 'fti'; did you mean fit?"),
+        (["fit", "vea"], "there is no pair called 'vea'; did you mean VAE?"),
+        (["fit", "vae", "--latnt_dim", "3"], "there is no flag --latnt_dim; did you mean --latent_dim"),
+        (["fit", "vae", "--data", "digitz"], "there are no data called 'digitz'; did you mean digits"),
+        (
+            ["fit", "vae", "--likelihood", "Bernouli"],
+            "there is no likelihood called 'Bernouli'; did you mean Bernoulli",
+        ),
+        (["fit", "vae", "--objective", "IWEA"], "there is no objective called 'IWEA'; did you mean IWAE?"),
+        (["fit", "vae", "--objective", "IWAE", "--beta", "2"], "beta and warmup are of ELBO only"),
+        (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
+        (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
+        (["fit", "nothing.py:Pair"], "there is no file 'nothing.py'"),
+        (["evaluate", "nowhere"], "'nowhere' has no complete checkpoint"),
+        (["fit", "vae", "--binarize", "null"], "x has values that the likelihood at site 'x' cannot give"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert error.startswith("pyrovae: error: ")
+
+
+def test_flags_take_no_class_path(tmp_path, capsys):
+    """A class path would import whatever it names."""
+    for flag in ("--likelihood", "--prior", "--encoder"):
+        with pytest.raises(SystemExit):
+            main(["fit", "vae", flag, "{class_path: os.system, init_args: {command: 'touch hacked'}}"])
+        assert "there is no" in capsys.readouterr().err
+
+
+def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):
+    before = (run_folder / "history.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--out", str(run_folder), *QUICK])
+    assert "already holds a run; pass resume=True" in capsys.readouterr().err
+    assert (run_folder / "history.csv").read_bytes() == before
+
+
+def test_list_and_help_and_python_m():
+    listed = subprocess.run(
+        [sys.executable, "-m", "pyrovae", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "VAE" in listed
+    assert "IWAE" in listed
+    assert "digits" in listed

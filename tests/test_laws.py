@@ -1,0 +1,651 @@
+"""Laws that every pair and objective obey: a new family is one row in PAIRS, a new objective one in OBJECTIVES."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import LinearGaussian, LooseLinearGaussian, Mixture
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch import Tensor, nn
+
+from pyrovae import conditionals, models, nets, priors
+from pyrovae.models import VAE
+from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
+from pyrovae.models.rebuild import build, describe
+from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.training.step import Step
+
+# Pairs: a name, and what makes (pair, batch), the batch of at least three different rows ---------------------------
+
+ROWS = 4
+
+
+def uniform(*event: int, rows: int = ROWS) -> Tensor:
+    return torch.rand(rows, *event, generator=torch.Generator().manual_seed(1))
+
+
+def bits(*event: int) -> Tensor:
+    return uniform(*event).round()
+
+
+def counts(length: int, total: int) -> Tensor:
+    return torch.stack([torch.bincount((row * length).long(), minlength=length) for row in uniform(total)]).float()
+
+
+def vae(x: Tensor, **options: Any) -> tuple[VAE, tuple[Tensor]]:
+    return VAE(x.shape[1:], 2, **{"hidden": (7,), **options}), (x,)
+
+
+class FullNormal(conditionals.Conditional):
+    """Somebody's posterior with correlations."""
+
+    def __init__(self, feature_shape, event_shape):
+        super().__init__(feature_shape, event_shape, num_parameters=3)
+
+    def forward(self, features):
+        loc, log_scale, below = self.head(features)
+        scale_tril = torch.diag_embed(log_scale.exp()) + below.sum(-1)[..., None, None].expand(
+            *loc.shape, loc.size(-1)
+        ).tril(-1)
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class MixturePrior(nn.Module):
+    """Somebody's learned prior, whose KL has no closed form."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.loc = nn.Parameter(torch.randn(3, latent_dim))
+        self.logits = nn.Parameter(torch.zeros(3))
+
+    def forward(self, context=None):
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), dist.Normal(self.loc, 1.0).to_event(1))
+
+
+class Normalised(nn.Module):
+    """Somebody's encoder, with layers that behave differently in training and in evaluation."""
+
+    feature_shape = (5,)
+
+    def __init__(self, event_shape):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(*event_shape, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        return self.layers(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
+class Labelled(Pair):
+    """y ~ Cat, z ~ N(0, 1), x | z, y: the guide enumerates y."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.2, -0.5, 0.3]))
+        self.loc = nn.Parameter(torch.tensor([-2.0, 0.5, 3.0]))
+        self.classifier = nn.Linear(1, 3)
+        self.slope = PyroParam(torch.tensor(0.4), constraint=constraints.unit_interval)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + self.loc[y], 0.8), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            logits = self.classifier(x[:, None])
+            y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(self.slope * (x - y), 0.7))
+
+
+class Hierarchy(Pair):
+    """z2 -> z1 -> x with a bottom-up guide, and a plate of words inside the data plate."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.5, -0.3, 0.8]))
+        self.log_scale = nn.Parameter(torch.tensor([0.1, -0.2]))
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(()), 1.0))
+            z1 = pyro.sample("z1", dist.Normal(self.slope[0] * z2, self.log_scale[0].exp()))
+            with pyro.plate("words", x.size(1), dim=-2):
+                pyro.sample("x", dist.Normal(z1, 1.0), obs=x.T)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z1 = pyro.sample("z1", dist.Normal(self.slope[1] * x.mean(-1), 0.5))
+            pyro.sample("z2", dist.Normal(self.slope[2] * z1, self.log_scale[1].exp()))
+
+
+class Subsampled(Pair):
+    """A global w, a local z, and a plate that says how many data there are in all."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.3))
+        self.scale = PyroParam(torch.tensor(0.9), constraint=constraints.positive)
+
+    def model(self, x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", 40, subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("w", dist.Normal(self.loc, self.scale))
+        with pyro.plate("data", 40, subsample=torch.arange(len(x))):
+            pyro.sample("z", dist.Normal(0.5 * x, self.scale))
+
+
+def functions() -> tuple[Functions, tuple[Tensor]]:
+    """Two plain functions with pyro.param."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.3), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.4), constraint=constraints.unit_interval)
+        width = pyro.param("width", lambda: torch.tensor(1.0), constraint=constraints.interval(0.1, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, width))
+
+    return Functions(model, guide), (uniform(),)
+
+
+class PyroExample(nn.Module):
+    """The shape of Pyro's own VAE example: no PyroModule, networks registered by pyro.module."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 4)), nn.Linear(2, 6)
+
+    def model(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("rows", x.shape[0]):
+            z_loc = x.new_zeros(torch.Size((x.shape[0], 2)))
+            z = pyro.sample("latent", dist.Normal(z_loc, torch.ones_like(z_loc)).to_event(1))
+            probs = torch.sigmoid(self.decoder(z))
+            pyro.sample("obs", dist.Bernoulli(probs, validate_args=False).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("rows", x.shape[0]):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class PlainObject:
+    """No module at all: an object whose methods register networks that it holds."""
+
+    def __init__(self):
+        self.example = PyroExample()
+        self.model, self.guide = self.example.model, self.example.guide
+
+
+class UserModule(PyroModule):
+    """Somebody's PyroModule."""
+
+    def __init__(self):
+        super().__init__("user")
+        self.encoder = PyroModule[nn.Linear](6, 2)
+        self.decoder = nn.Linear(2, 6)
+        self.scale = PyroParam(torch.full((2,), 0.6), constraint=constraints.positive)
+
+    @pyro_method
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    @pyro_method
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), self.scale).to_event(1))
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
+
+
+def draws_its_own_rows(x: Tensor) -> None:
+    loc = pyro.param("middle", torch.tensor(0.1))
+    with pyro.plate("data", len(x), subsample_size=2) as rows:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
+
+
+def linear_gaussian(cls: type[LinearGaussian]) -> tuple[Pair, tuple[Tensor]]:
+    pair = cls()
+    return pair, (pair.sample(ROWS),)
+
+
+LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
+    "Bernoulli": (conditionals.Bernoulli, bits(6)),
+    "CrossEntropy": (conditionals.CrossEntropy, uniform(6)),
+    "ContinuousBernoulli": (conditionals.ContinuousBernoulli, uniform(6)),
+    "FixedNormal": (partial(conditionals.FixedNormal, scale=0.5), uniform(6)),
+    "LearnedNormal": (conditionals.LearnedNormal, uniform(6)),
+    "DiagonalNormal": (conditionals.DiagonalNormal, uniform(6)),
+    "Categorical": (partial(conditionals.Categorical, num_classes=4), (4 * uniform(6)).floor()),
+    "Multinomial": (partial(conditionals.Multinomial, total_count=9), counts(6, 9)),
+    "DiscretizedLogistic": (partial(conditionals.DiscretizedLogistic, levels=16), (16 * uniform(6)).floor() / 15),
+}
+
+PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
+    **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
+    "VAE convolutional": partial(
+        vae,
+        bits(1, 6, 5),
+        encoder=partial(nets.ConvEncoder, channels=(3, 4)),
+        decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+    ),
+    "VAE linear": partial(vae, uniform(6), hidden=(), likelihood=conditionals.LearnedNormal),
+    "VAE full posterior": partial(vae, bits(6), posterior=FullNormal),
+    "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
+    "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
+    "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "LinearGaussian": partial(linear_gaussian, LinearGaussian),
+    "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
+    "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),
+    "Mixture that x does not depend on": lambda: (Mixture(x_depends_on_c=False), (3 * uniform().double(),)),
+    "labels enumerated by the guide": lambda: (Labelled(), (3 * uniform(),)),
+    "hierarchy over words": lambda: (Hierarchy(), (3 * uniform(3),)),
+    "global and local latents, subsampled": lambda: (Subsampled(), (uniform(),)),
+    "functions with pyro.param": functions,
+    "nn.Module like Pyro's example": lambda: (PyroExample(), (bits(6),)),
+    "plain object": lambda: (PlainObject(), (bits(6),)),
+    "somebody's PyroModule": lambda: (UserModule(), (uniform(6),)),
+    "autoguide": lambda: (Functions(regression, AutoNormal(regression)), (uniform(2), uniform())),
+    "model that draws its own rows": lambda: (Functions(draws_its_own_rows, lambda x: None), (uniform(),)),
+}
+
+# Objectives: a name, what makes one, and for which pairs it is right --------------------------------------------------
+
+Valid = Callable[[Structure], bool]
+
+
+def anywhere(known: Structure) -> bool:
+    return True
+
+
+def local(known: Structure) -> bool:
+    return not known.global_latent
+
+
+def sampled(known: Structure) -> bool:
+    return not known.enumerated
+
+
+def enumerated(known: Structure) -> bool:
+    return bool(known.enumerated)
+
+
+def mean_field(known: Structure) -> bool:
+    return not known.enumerated and known.latent != ("z2", "z1")  # Pyro's has no check of the order of sites
+
+
+OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
+    "ELBO": (ELBO, anywhere),
+    "ELBO Monte Carlo": (partial(ELBO, closed_form=False), anywhere),
+    "ELBO beta 2": (partial(ELBO, beta=2.0), anywhere),  # a bound, but a loose one
+    "IWAE 1": (partial(IWAE, 1), local),
+    "IWAE 5": (partial(IWAE, 5), local),
+    "Trace_ELBO": (Trace_ELBO, sampled),
+    "TraceMeanField_ELBO": (TraceMeanField_ELBO, mean_field),
+    "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),
+}
+
+
+def made(name: str, seed: int = 0) -> tuple[Any, tuple[Tensor, ...]]:
+    pyro.set_rng_seed(seed)
+    return PAIRS[name]()
+
+
+# What each pair is like, to know which laws concern it.
+with pyro.get_param_store().scope(), torch.random.fork_rng():
+    ALL = {name: make() for name, make in PAIRS.items()}
+    KNOWN = {name: structure(pair, *batch) for name, (pair, batch) in ALL.items()}
+    OWN = [name for name, (pair, _) in ALL.items() if isinstance(pair, Pair)]
+    DESCRIBED = [name for name, (pair, _) in ALL.items() if describe(pair) is not None]
+CASES = [(pair, name) for pair in PAIRS for name, (_, valid) in OBJECTIVES.items() if valid(KNOWN[pair])]
+
+
+def sites(function: Callable[..., Any], *batch: Any) -> dict[str, Any]:
+    return {site["name"]: site for site in random_sites(poutine.trace(function).get_trace(*batch))}
+
+
+def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def three_svi_steps(pair: Any, objective: pyro.infer.ELBO, *batch: Tensor) -> None:
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.01}), objective)
+    assert all(math.isfinite(svi.step(*batch)) for _ in range(3))
+
+
+# The laws -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_every_part_of_the_library():
+    held = {type(m) for pair, _ in ALL.values() if isinstance(pair, nn.Module) for m in pair.modules()}
+    for library in (models, nets, conditionals, priors):
+        classes = [getattr(library, name) for name in library.__all__]
+        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional}
+        assert not missing, f"no row of PAIRS holds {missing}"
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_sites_of_model_and_guide_match(name):
+    pair, batch = made(name)
+    guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+    in_guide = {s["name"]: s for s in random_sites(guide_trace) if not s["infer"].get("is_auxiliary")}
+    in_model = sites(poutine.replay(pair.model, trace=guide_trace), *batch)
+    latent = {name: site for name, site in in_model.items() if not site["is_observed"]}
+    summed = {name for name, site in latent.items() if site["infer"].get("enumerate") == "parallel"} - set(in_guide)
+    assert set(in_guide) == set(latent) - summed
+    assert set(in_model) - set(latent), "nothing is observed"
+    for name, site in in_guide.items():
+        plates = [{(f.name, f.size, f.full_size) for f in s["cond_indep_stack"]} for s in (site, latent[name])]
+        assert plates[0] == plates[1]
+        assert site["fn"].event_shape == latent[name]["fn"].event_shape
+        assert torch.isfinite(latent[name]["fn"].log_prob(site["value"])).all()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_structure_finds_the_parameters_that_stock_svi_trains(name):
+    pair, batch = made(name)
+    known = structure(pair, *batch)
+    with poutine.trace(param_only=True) as capture:  # as SVI.step does
+        pair.guide(*batch)
+        pair.model(*batch)
+    trained = {id(site["value"].unconstrained()) for site in capture.trace.nodes.values()}
+    assert trained
+    assert {id(parameter) for parameter in known.parameters.values()} == trained
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_every_parameter_gets_a_finite_gradient(name, objective):
+    pair, batch = made(name)
+    known = structure(pair, *batch)
+    loss = Step(pair, OBJECTIVES[objective][0](), known).backward(*batch)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    for parameter_name, parameter in known.parameters.items():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        assert parameter.grad.any(), f"the gradient of {parameter_name} is zero"
+
+
+@pytest.mark.parametrize(("name", "objective"), CASES)
+def test_three_steps_of_stock_svi_change_every_parameter(name, objective):
+    pair, batch = made(name)
+    parameters = structure(pair, *batch).parameters
+    before = snapshot(parameters)
+    three_svi_steps(pair, OBJECTIVES[objective][0](), *batch)
+    unchanged = [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])]
+    assert not unchanged
+
+
+def per_datum(pair: Any, objective: Objective, known: Structure, *batch: Tensor, training: bool = False) -> Tensor:
+    """What each row contributes, from the same noise at each call."""
+    with evaluation_mode(*([] if training else [pair, *known.modules])), torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        return objective.per_datum(ledger(pair, *batch, num_particles=objective.num_particles, known=known))
+
+
+def change_of_each_row(pair: Any, objective: Objective, *batch: Tensor, training: bool = False) -> Tensor:
+    """How much each row's value changes when row 1 stays and others take the places of the rest.
+
+    One comes twice: statistics of the batch would not notice a mere permutation.
+    """
+    known = structure(pair, *batch)
+    others = tuple(tensor[[2, 1, 0, 0]] for tensor in batch)
+    values = [per_datum(pair, objective, known, *rows, training=training) for rows in (batch, others)]
+    assert values[0].shape == (ROWS,)
+    return (values[0] - values[1]).abs() / values[0].abs()
+
+
+ROW_CASES = [
+    (pair, name)
+    for pair, name in CASES
+    if issubclass(getattr(make := OBJECTIVES[name][0], "func", make), Objective) and KNOWN[pair].rows == ROWS
+]
+
+
+@pytest.mark.parametrize(("name", "objective"), ROW_CASES)
+def test_rows_are_independent(name, objective):
+    """In evaluation mode a row's value does not change with other rows, given the same noise for it."""
+    pair, batch = made(name)
+    made_objective = OBJECTIVES[objective][0]()
+    assert isinstance(made_objective, Objective)
+    if made_objective.couples_rows:
+        pytest.skip("this objective says that it couples rows")
+    change = change_of_each_row(as_pair(pair), made_objective, *batch)
+    assert change[1] < 1e-6
+    assert change.max() > 1e-3, "the other rows did not change, so that the test tells nothing"
+
+
+def test_coupled_rows_would_be_noticed():
+    """The law above is broken by batch normalisation in training mode."""
+    pair, batch = made("VAE batch norm and dropout")
+    assert change_of_each_row(pair, IWAE(2), *batch, training=True)[1] > 1e-3
+    assert change_of_each_row(pair, IWAE(2), *batch)[1] < 1e-6
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+class ExactLabelled(Pair):
+    """y ~ Cat, z | y ~ N(m_y, 1), x | z ~ N(z, s^2); the guide has both posteriors and enumerates y."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64))
+        self.loc = nn.Parameter(torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64))
+        self.scale = 0.7
+
+    def evidence(self, x):
+        return dist.Normal(self.loc, math.sqrt(1 + self.scale**2)).log_prob(x[:, None]) + self.logits.log_softmax(-1)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            z = pyro.sample("z", dist.Normal(self.loc[y], 1.0))
+            pyro.sample("x", dist.Normal(z, self.scale), obs=x)
+
+    def guide(self, x):
+        variance = self.scale**2 / (1 + self.scale**2)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.evidence(x)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(variance * (self.loc[y] + x / self.scale**2), math.sqrt(variance)))
+
+    def log_prob(self, x):
+        return self.evidence(x).logsumexp(-1)
+
+
+class Summed(ExactLabelled):
+    """The same x, with z integrated out and y summed by the model: nothing is left to sample."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(self.loc[y], math.sqrt(1 + self.scale**2)), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+EXACT = {
+    "LinearGaussian": lambda: linear_gaussian(LinearGaussian),
+    "labels enumerated by the guide": lambda: (ExactLabelled(), (3 * uniform().double(),)),
+    "labels summed by the model": lambda: (Summed(), (3 * uniform().double(),)),
+}
+
+
+def mean_and_error(pair: Any, objective: pyro.infer.ELBO, x: Tensor, draws: int = 50) -> tuple[float, float]:
+    """Mean of the objective per datum over independent draws, and its standard error."""
+    x = x.repeat(50, *[1] * (x.dim() - 1))
+    step = Step(pair, objective, structure(pair, x))
+    with torch.no_grad():
+        pyro.set_rng_seed(0)
+        values = -torch.stack([step(x) for _ in range(draws)])
+    return values.mean().item(), values.std().item() / math.sqrt(draws)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", EXACT)
+def test_bounds_are_tight_at_the_exact_posterior(name, objective):
+    """Without a closed-form KL there is no noise left either: every draw is log p(x)."""
+    pair, batch = EXACT[name]()
+    make, valid = OBJECTIVES[objective]
+    if not valid(structure(pair, *batch)) or not getattr(make(), "is_bound", True) or "beta" in objective:
+        return
+    mean, error = mean_and_error(pair, make(), *batch)
+    want = pair.log_prob(*batch).mean().item()
+    print(f"{mean} +- {error}, log p(x) {want}")
+    assert abs(mean - want) < 4 * error + 1e-11
+    if objective in ("ELBO Monte Carlo", "IWAE 1", "IWAE 5", "Trace_ELBO", "TraceEnum_ELBO"):
+        assert error < 1e-12
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ["LooseLinearGaussian", "Mixture"])
+def test_bounds_lie_below_log_p_with_another_guide(name, objective):
+    pair, batch = made(name)
+    make, valid = OBJECTIVES[objective]
+    if valid(structure(pair, *batch)) and getattr(make(), "is_bound", True):
+        mean, error = mean_and_error(pair, make(), *batch)
+        print(f"{mean} +- {error}, log p(x) {pair.log_prob(*batch).mean()}")
+        assert mean + 4 * error < pair.log_prob(*batch).mean()
+
+
+def constant_log_weight(size: int | None, mask: Tensor, enumerates: str | None) -> Functions:
+    """The guide is the prior and nothing is observed but a factor x_b: each log-weight is x_b, whatever is drawn."""
+
+    def local_sites(x, in_model):
+        with (
+            pyro.plate("data", size or len(x), subsample=torch.arange(len(x)) if size else None),
+            poutine.mask(mask=mask),
+        ):
+            if enumerates == "guide" or (enumerates == "model" and in_model):
+                side = "model" if in_model else "guide"
+                infer = {"enumerate": "parallel"} if side == enumerates else {}
+                pyro.sample("y", dist.Categorical(x.new_tensor([0.2, 0.5, 0.3])), infer=infer)
+            pyro.sample("z", dist.Normal(pyro.param("loc", x.new_tensor(0.7)), 2.0))
+            if in_model:
+                pyro.factor("constant", x)
+
+    return Functions(partial(local_sites, in_model=True), partial(local_sites, in_model=False))
+
+
+@pytest.mark.parametrize("enumerates", [None, "model", "guide"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("size", [None, 12])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_constant_log_weight_is_the_value(objective, size, masked, enumerates):
+    """The loss in stock Pyro is minus the sum over the data: N / B times the sum over the batch."""
+    make, valid = OBJECTIVES[objective]
+    x = torch.tensor([0.5, -1.25, 2.0, 3.5], dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True]) if masked else torch.ones(4, dtype=torch.bool)
+    pair = constant_log_weight(size, mask, enumerates)
+    if valid(structure(pair, x)):
+        want = -(size or 4) / 4 * x[mask].sum().item()
+        assert make().loss(pair.model, pair.guide, x) == pytest.approx(want, abs=1e-12)
+
+
+# Stock Pyro runs every pair -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_predictive_runs_model_and_guide(name):
+    pair, batch = made(name)
+    known = KNOWN[name]
+    from_prior = Predictive(pair.model, num_samples=3)(*batch)
+    assert {*known.latent, *known.observed} <= set(from_prior)
+    assert all(len(value) == 3 and torch.isfinite(value).all() for value in from_prior.values())
+
+    def replicated(model):
+        pyro.set_rng_seed(2)
+        return Predictive(model, guide=pair.guide, num_samples=3)(*batch)
+
+    pyro.set_rng_seed(2)
+    from_guide = Predictive(pair.guide, num_samples=3)(*batch) if sites(pair.guide, *batch) else {}
+    # Observed sites keep their values: it is the unconditioned model that replicates data.
+    observed, drawn = replicated(pair.model), replicated(poutine.uncondition(pair.model))
+    of_batch = sites(pair.model, *batch)
+    for site in known.observed:
+        if known.rows == ROWS:
+            assert all(torch.equal(value, of_batch[site]["value"]) for value in observed[site])
+        assert drawn[site].shape == observed[site].shape
+        assert not torch.equal(drawn[site], observed[site])
+    for site, value in from_guide.items():
+        if site in known.latent:
+            assert len(value) == 3
+            assert not torch.equal(value[0], value[1])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_unconditioned_models_draw_another_x(name):
+    pair, batch = made(name)
+    prior_predictive, conditioned = (sites(f, *batch) for f in (poutine.uncondition(pair.model), pair.model))
+    for site in KNOWN[name].observed:
+        assert not prior_predictive[site]["is_observed"]
+        assert prior_predictive[site]["value"].shape == conditioned[site]["value"].shape
+        assert not torch.equal(prior_predictive[site]["value"], conditioned[site]["value"])
+
+
+# Instances ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", ["another", "deepcopy", "deepcopy of one that has run"])
+@pytest.mark.parametrize("name", OWN)
+def test_two_instances_share_nothing(name, second):
+    first, batch = made(name)
+    if second == "deepcopy of one that has run":
+        three_svi_steps(first, ELBO(), *batch)
+    other = made(name, seed=1)[0] if second == "another" else copy.deepcopy(first)
+    assert first._pyro_name != other._pyro_name
+    before = snapshot(dict(other.named_parameters()))
+    start = snapshot(dict(first.named_parameters()))
+    three_svi_steps(first, ELBO(), *batch)
+    assert not any(torch.equal(p, start[n]) for n, p in first.named_parameters())
+    assert all(torch.equal(p, before[n]) for n, p in other.named_parameters())
+    three_svi_steps(other, ELBO(), *batch)
+    assert not any(torch.equal(p, before[n]) for n, p in other.named_parameters())
+    mine = [{name for name in pyro.get_param_store() if name.startswith(f"{p._pyro_name}.")} for p in (first, other)]
+    assert mine[0]
+    assert {name.split(".", 1)[1] for name in mine[0]} == {name.split(".", 1)[1] for name in mine[1]}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_description_and_state_rebuild_the_pair(name):
+    pair, batch = made(name)
+    three_svi_steps(pair, ELBO(), *batch)
+    again = build(json.loads(json.dumps(describe(pair))))
+    assert describe(again) == describe(pair)
+    again.load_state_dict(pair.state_dict())
+    values = []
+    for one in (pair, again):
+        pyro.set_rng_seed(5)
+        values.append(log_weights(one, *batch, num_particles=3))
+    assert torch.equal(*values)

@@ -1,0 +1,122 @@
+"""The pictures are compared with the numbers they were given: dots, bars and colours."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex, to_rgb
+from sklearn.decomposition import PCA
+
+from pyrovae import plots
+from pyrovae.plots.figures import BLUE, GREY, PALETTE
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_scatter_draws_z_itself_in_the_colour_of_its_class(rng):
+    z = torch.tensor(rng.normal(size=(40, 2)))
+    labels = torch.arange(40) % 3
+    ax = plots.latent_scatter(z, labels)
+    (dots,) = ax.collections
+    np.testing.assert_array_equal(dots.get_offsets(), z)
+    assert [to_hex(color) for color in dots.get_facecolors()] == [PALETTE[k] for k in labels]
+    legend = {
+        text.get_text(): to_hex(line.get_color())
+        for text, line in zip(ax.get_legend().get_texts(), ax.get_legend().get_lines(), strict=True)
+    }
+    assert legend == {str(k): PALETTE[k] for k in range(3)}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("z[0]", "z[1]")
+    assert ax.get_aspect() == 1
+    assert plots.latent_scatter(z).get_legend() is None
+
+
+def test_more_classes_than_colours_get_other_markers(rng):
+    z, labels = rng.normal(size=(75, 2)), np.arange(75) % 25
+    ax = plots.latent_scatter(z, labels)
+    assert len(ax.collections) == 3
+    for kind, dots in enumerate(ax.collections):
+        chosen = labels // 10 == kind
+        np.testing.assert_array_equal(dots.get_offsets(), z[chosen])
+        assert [to_hex(color) for color in dots.get_facecolors()] == [PALETTE[k % 10] for k in labels[chosen]]
+    looks = {(line.get_marker(), line.get_color()) for line in ax.get_legend().get_lines()}
+    assert len(looks) == 25
+
+
+def test_scatter_finds_a_known_plane():
+    """Points on an ellipse with half-axes 3 and 1 in a plane of R^5: variances 9 : 1, directions known."""
+    angle = 2 * np.pi * np.arange(12) / 12
+    plane = np.stack([3 * np.cos(angle), np.sin(angle)], axis=1)
+    basis = np.array([[0.6, -0.8, 0, 0, 0], [0, 0, 0, 0.8, 0.6]])  # its loading of largest size is negative, positive
+    ax = plots.latent_scatter(plane @ basis + [5, -2, 1, 0, 7])
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), plane * [-1, 1], atol=1e-12)
+    assert ax.get_xlabel() == "principal component 1 of z (90% of variance)"
+    assert ax.get_ylabel() == "principal component 2 of z (10% of variance)"
+
+
+def test_components_are_those_of_scikit_learn(rng):
+    z = rng.normal(size=(50, 7)) * np.arange(1, 8)
+    fitted = PCA(2).fit(z)
+    expected = fitted.transform(z)
+    expected *= [np.sign(row[np.abs(row).argmax()]) for row in fitted.components_]
+    ax = plots.latent_scatter(z)
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), expected, atol=1e-10)
+    shares = [f"{share:.0%}" for share in fitted.explained_variance_ratio_]
+    assert shares[0] in ax.get_xlabel()
+    assert shares[1] in ax.get_ylabel()
+
+
+def test_scatter_of_collapsed_and_of_one_dimensional_latents():
+    assert "(0% of variance)" in plots.latent_scatter(np.ones((4, 3))).get_xlabel()
+    z, labels = np.array([[3.0], [1.0], [9.0], [2.0], [5.0]]), [0, 0, 1, 0, 1]
+    offsets = plots.latent_scatter(z, labels).collections[0].get_offsets()
+    np.testing.assert_allclose(offsets, np.column_stack([z[:, 0], [5 / 6, 1 / 6, 3 / 4, 3 / 6, 1 / 4]]))
+
+
+def test_the_palette_survives_colour_blindness():
+    """Every two colours stay 15 CIELAB units apart or more, under the matrices of Machado et al. 2009 (severity 1)."""
+    seen_as = {
+        "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        "no red cones": [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        "no green cones": [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ],
+        "no blue cones": [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ],
+    }
+    to_xyz = np.array([[0.41246, 0.35758, 0.18044], [0.21267, 0.71515, 0.07217], [0.01933, 0.11919, 0.95030]])
+    rgb = np.array([to_rgb(color) for color in PALETTE])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for eyes, matrix in seen_as.items():
+        xyz = np.clip(linear @ np.transpose(matrix), 0, 1) @ to_xyz.T / [0.95047, 1, 1.08883]
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+        nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2))
+        assert nearest > 15, f"{eyes}: {nearest:.1f}"
+
+
+def test_kl_bars_fall_and_the_line_parts_active_from_collapsed():
+    kl = torch.tensor([0.004, 2.0, -0.001, 0.5, 0.02])
+    ax = plots.latent_kl(kl)
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], kl[[1, 3, 4, 0, 2]])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "3", "4", "0", "2"]
+    colors = [to_hex(bar.get_facecolor()) for bar in ax.patches]
+    assert colors == [BLUE] * 3 + [GREY] * 2
+    assert ax.lines[0].get_xdata()[0] == 2.5
+    assert ax.get_legend().get_texts()[0].get_text() == "3 of 5 above 0.01 nats"
+    assert plots.latent_kl(kl, threshold=1.0).lines[0].get_xdata()[0] == 0.5
+    many = plots.latent_kl(np.arange(100))
+    assert [text.get_text() for text in many.get_xticklabels()] == [str(99 - 4 * k) for k in range(25)]
+    assert "nats per datum" in ax.get_ylabel()
