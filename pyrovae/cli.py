@@ -147,9 +147,8 @@ def _fit(arguments: list[str]) -> None:
     )
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, out / "metrics.json")
-    plots.save(run.plot(), out / "pictures" / "training_curves.png")
-    drawn, skipped = reports.pictures(run.pair, data, out / "pictures", checked=checked)
-    print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn) + 1} pictures in {out / 'pictures'}")
+    drawn, skipped = reports.pictures(run.pair, data, out / "pictures", history=run.history, checked=checked)
+    print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")
 
@@ -317,10 +316,8 @@ def _plot(arguments: list[str]) -> None:
     """Draw a run's pictures again."""
     options = _run_parser("plot", _first_line(_plot)).parse_args(arguments)
     run, data, folder = _opened(options)
-    (folder / "pictures").mkdir(exist_ok=True)
-    curves = plots.save(run.plot(), folder / "pictures" / "training_curves.png")
-    drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", seed=options.seed)
-    print("\n".join(map(str, [curves, *drawn])))
+    drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, seed=options.seed)
+    print("\n".join(map(str, drawn)))
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")
 

@@ -20,6 +20,7 @@ from pyrovae.data import Data, Split, Stream, match
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.evaluation.predictive import encode, generate, interpolate, manifold, reconstruct, traverse
 from pyrovae.models.base import as_pair
+from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
 __all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]
@@ -138,7 +139,13 @@ def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:
 
 
 def pictures(
-    pair: Any, data: Any, folder: str | os.PathLike[str], *, checked: Check | None = None, seed: int = 0
+    pair: Any,
+    data: Any,
+    folder: str | os.PathLike[str],
+    *,
+    history: History | None = None,
+    checked: Check | None = None,
+    seed: int = 0,
 ) -> tuple[list[Path], dict[str, str]]:
     """Draw what can be drawn of a pair: reconstructions, samples, interpolation, traversals, latent space, checks.
 
@@ -146,6 +153,7 @@ def pictures(
         pair: see `pyrovae.as_pair`.
         data: as for `evaluate`; labels called y colour the latent scatter.
         folder: where the PNG files go; made if it is not there.
+        history: of the run, for the training curves.
         checked: the result of `check`, for its picture.
         seed: of all draws.
 
@@ -162,7 +170,12 @@ def pictures(
     labels = split["y"][:EXAMPLES] if isinstance(split, Split) and "y" in split.fields else None
     drawn: list[Path] = []
     skipped: dict[str, str] = {}
-    for name, draw in _drawings(pair, rows, labels, checked, seed):
+    drawings = [*_drawings(pair, rows, labels, seed)]
+    if history is not None:
+        drawings.append(("training_curves", history.plot))
+    if checked is not None:
+        drawings.append(("predictive_checks", checked.plot))
+    for name, draw in drawings:
         try:
             drawn.append(plots.save(draw(), folder / f"{name}.png"))
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -171,7 +184,7 @@ def pictures(
 
 
 def _drawings(
-    pair: Any, rows: Split | Stream, labels: Tensor | None, checked: Check | None, seed: int
+    pair: Any, rows: Split | Stream, labels: Tensor | None, seed: int
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     (x, *_) = batch = next(rows.sequential(10))
     yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, seed=seed))
@@ -182,8 +195,6 @@ def _drawings(
     yield "traversals", lambda: _traversals(pair, rows, batch, seed)
     if _latent_dim(pair, batch) == 2:
         yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch))
-    if checked is not None:
-        yield "predictive_checks", checked.plot
 
 
 class LatentSpace(Callback):

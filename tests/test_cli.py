@@ -70,7 +70,8 @@ def test_options_reach_the_pair(tmp_path):
     out = tmp_path / "run"
     main(
         [
-            "fit", "vae", "--out", str(out), "--binarize", "null", "--encoder", "ConvEncoder", "--decoder", "ConvDecoder",
+            "fit", "vae", "--out", str(out), "--binarize", "null",
+            "--encoder", "ConvEncoder", "--decoder", "ConvDecoder",
             "--likelihood", "{name: FixedNormal, scale: 0.5}", "--objective", "iwae", "--num_particles", "3", *QUICK,
         ]
     )  # fmt: skip
@@ -152,7 +153,7 @@ def test_somebodys_own_pair(tmp_path, capsys):
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
         (["fit", "nothing.py:Pair"], "there is no file 'nothing.py'"),
         (["evaluate", "nowhere"], "'nowhere' has no complete checkpoint"),
-        (["fit", "vae", "--binarize", "null"], "x has values that the likelihood at site 'x' cannot give"),
+        (["fit", "vae", "--binarize", "null"], "has values that site 'x' cannot give: row 0 lies in [0, 1]"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):

@@ -337,7 +337,7 @@ def test_a_batch_that_the_pair_cannot_run_on_is_named():
     with pytest.raises(ValueError, match=r"does not run on tensors of shape and type \(3,\) float64 \(.*\); pass data"):
         structure(pair, torch.zeros(3, dtype=torch.float64))
     with pytest.raises(
-        ValueError, match=r"^the pair does not run on tensors of shape and type \(3, 2\) float32.*takes$"
+        ValueError, match=r"^the pair does not run on tensors of shape and type \(3, 2\) float32.*fails$"
     ):
         structure(pair, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"^x has event shape \(5,\), the network expects \(4,\).*constructor$"):

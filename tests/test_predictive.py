@@ -440,5 +440,3 @@ def test_bad_input_is_told(pair):
         encode(pair, x, batch_size="7")
     with pytest.raises(ValueError, match=r"site 'z' is not observed in the model, its observed sites are \['x'\]"):
         reconstruct(pair, x, site="z")
-    with pytest.raises(ValueError, match="seed is -1"):
-        encode(pair, x, seed=-1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyrovae.data.seeds import ORDER, seeded_generator
+from pyrovae.data.seeds import BITS, ORDER, derived_seed, seeded_generator
 from pyrovae.data.transforms import Transform
 
 __all__ = ["Data", "Rows", "Split", "Stream", "first_item", "item_width"]
@@ -157,12 +157,14 @@ class Split(Rows):
     def fixed(self, seed: int) -> "Split":
         """The split with its transform applied once to all rows, and none left.
 
-        Drawn from `seed` on the CPU, so alike for every device; torch's global generators are as before afterwards.
+        Drawn from `seed` on the CPU, so alike for every device, and from a stream of its own, so that what else starts
+        from the same seed is independent of it; torch's global generators are as before afterwards.
         """
         if self.transform is None:
             return self
         with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the other devices, and for good
+            # torch.manual_seed would seed the other devices too, and for good
+            torch.default_generator.manual_seed(derived_seed(seed, BITS))
             tensors = self.transform(self.to("cpu").tensors)
         return Split(tensors).to(self._device).select(*self.names)
 

@@ -34,7 +34,7 @@ from pyrovae.objectives.draws import one
 
 __all__ = ["ActiveUnits", "ElboParts", "Estimate", "active_units", "elbo", "log_likelihood"]
 
-FEW = 10.0  # effective samples: with fewer for half of the data, the error is itself badly estimated
+LARGE = 0.1  # variance of a datum's estimate, nats^2: that of many samples of which ten are effective
 
 
 @dataclass
@@ -63,17 +63,17 @@ class Estimate:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether half of the data or more have an effective sample size of at least 10; True without weights.
+        """Whether half of the data or more have a variance 1/ess - 1/K of at most 0.1 nats^2; True without weights.
 
-        Where it is False the estimate is far below log p(x), and its standard error is too small, for the largest
-        weights have not been drawn yet.
+        With many samples that is an effective sample size of 10. Where it is larger, the largest weights have hardly
+        been drawn: the estimate is too low, and so is its standard error.
         """
-        return self.ess is None or bool(self.ess.median() >= FEW)
+        return self.ess is None or bool((1 / self.ess - 1 / self.num_samples).median() <= LARGE)
 
     def __str__(self) -> str:
         text = f"{_with_error(self.value, self.standard_error)} nats"
         text += "" if self.is_density else " (score, not a log-likelihood)"
-        return text if self.is_reliable else f"{text} (too low: most data have fewer than {FEW:g} effective samples)"
+        return text if self.is_reliable else f"{text} (too low: few samples have most of the weight; raise num_samples)"
 
 
 def log_likelihood(

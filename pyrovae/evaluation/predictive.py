@@ -27,7 +27,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyrovae.data import Data, Split, Stream, match
-from pyrovae.data.seeds import BITS, derived_seed
 from pyrovae.models.base import (
     Functions,
     PairLike,
@@ -124,7 +123,7 @@ def evaluating(
         raise ValueError(f"data is {data!r}, one of its splits is wanted; pass data.test or data.train")
     rows = match(data, pair.model)
     if isinstance(rows, Split):
-        rows = rows.fixed(derived_seed(seed, BITS))  # else the noise in x and the draws of z are the same numbers
+        rows = rows.fixed(seed)
     if batch_size is None:
         fitting = max(1, BUDGET // (particles * max(1, math.prod(rows.event_shape))))
         batch_size = len(rows) if isinstance(pair.guide, AutoGuide) else min(len(rows), ROWS, fitting)
@@ -191,7 +190,9 @@ def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False
     if name is None:
         name = next((s for s in on.known.latent if s in fitting), None)
         if name is None:
-            raise ValueError(f"the guide samples no {kind} for each datum, only {shapes}; name one of these")
+            raise ValueError(
+                f"the guide samples no {kind} for each datum, only {shapes or 'none'}; name another latent"
+            )
     elif name not in sites:
         raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")
     elif vector and name not in fitting:
@@ -550,7 +551,7 @@ def _rows(pair: Any, data: Any, count: int | None, seed: int) -> tuple[Tensor, .
     """The first rows of data, all without a count, as the model takes them."""
     rows = match(data, as_pair(pair).model)
     if isinstance(rows, Split):
-        rows = (rows if count is None else rows.subset(slice(count))).fixed(derived_seed(seed, BITS))
+        rows = (rows if count is None else rows.subset(slice(count))).fixed(seed)
     return next(rows.sequential(len(rows) if count is None else count))
 
 

@@ -337,13 +337,14 @@ def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
-        said = re.split(r"\n *Trace Shapes:", str(error))[0].strip()  # Pyro appends a table of the trace so far
+        said = re.split(r"\n *Trace Shapes:", str(error))[0]  # Pyro appends a table of the trace so far
+        said = " ".join(said.split())[:300]
         if isinstance(error, ValueError):
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
         raise ValueError(
-            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({' '.join(said.split())}); "
-            "pass data of the shape and dtype that it takes"
+            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); "
+            "pass data of the shape and dtype that it takes, or see above where it fails"
         ) from error
 
 

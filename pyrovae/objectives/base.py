@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +44,10 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
         self._known: WeakKeyDictionary[Any, dict[int, Structure]] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        arguments = inspect.signature(type(self)).parameters
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
 
     @abstractmethod
     def per_datum(self, drawn: Ledger) -> Tensor:

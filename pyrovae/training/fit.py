@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,16 +11,17 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.data import Data, Split, Stream, match
-from pyrovae.models.base import PairLike, Structure, as_pair, structure
+from pyrovae.models.base import Functions, PairLike, Structure, as_pair, structure
 from pyrovae.models.rebuild import describe
+from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.loop import Callback, Loop, Run
-from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
@@ -281,6 +281,8 @@ def _prepare(
 
     hook = register_module_forward_pre_hook(move)
     try:
+        if isinstance(pair.guide, AutoGuide) and len(train) > batch_size:
+            _check_autoguide(pair, train, batch_size, plate)
         known, batch = _first_run(pair, train, batch_size, plate)
     finally:
         hook.remove()
@@ -291,19 +293,11 @@ def _prepare(
             "the pair has no parameters, so there is nothing to fit; register modules with pyro.module, use "
             "pyro.param, or derive the pair from pyrovae.Pair"
         )
-    guide, subsamples_itself = pair.guide, known.rows < len(batch[0])
-    mini_batches = len(train) > len(batch[0]) and not subsamples_itself
-    if known.global_latent and mini_batches and not known.subsampled:
+    if known.global_latent and _mini_batches(known, train, batch) and not known.subsampled:
         raise ValueError(
             f"latent sites {list(known.global_latent)} lie outside the plate {known.plate!r}, which has size "
             f"{known.size} for {len(train)} data; write pyro.plate({known.plate!r}, {len(train)}, "
             f"subsample=torch.arange(len(x))), or pass batch_size={len(train)}"
-        )
-    if isinstance(guide, AutoGuide) and mini_batches and set(known.latent) - set(known.global_latent):
-        raise ValueError(
-            f"{type(guide).__name__} has parameters of its own for each row, but batch_size is {batch_size} of "
-            f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
-            f"{len(train)}"
         )
     return known, batch
 
@@ -324,6 +318,22 @@ def _first_run(
             if known.subsampled:
                 return known, batch
         raise
+
+
+def _mini_batches(known: Structure, train: Split | Stream, batch: tuple[Tensor, ...]) -> bool:
+    return known.rows == len(batch[0]) < len(train)
+
+
+def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, plate: str | None) -> None:
+    """Refuse parameters for each row with mini-batches, before the guide makes them for the rows of the first one."""
+    prior = poutine.block(pair.model, hide_fn=lambda site: site.get("is_observed"))
+    known, batch = _first_run(Functions(pair.model, prior), train, batch_size, plate)
+    if _mini_batches(known, train, batch) and set(known.latent) - set(known.global_latent):
+        raise ValueError(
+            f"{type(pair.guide).__name__} has parameters of its own for each row, but batch_size is {batch_size} of "
+            f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
+            f"{len(train)}"
+        )
 
 
 def _check_support(known: Structure, data: Split | Stream, argument: str) -> None:
@@ -355,12 +365,12 @@ def _support_name(support: Any) -> str:
 
 
 def _spell(value: Any) -> str:
-    """A readable name for the record: of a class, a partial or an instance with its plain attributes."""
-    if hasattr(value, "func"):
-        options = {k: _spell(v) if callable(v) else v for k, v in value.keywords.items()}
-        return f"{value.func.__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"
-    if isinstance(value, type) or inspect.isfunction(value):
-        return value.__name__
-    kinds = (bool, int, float, str, Schedule)
-    plain = {k: v for k, v in vars(value).items() if isinstance(v, kinds) and not k.startswith("_")}
-    return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
+    """A readable name for the record: of a class, a function, a partial of one, or an objective."""
+    if isinstance(value, partial):
+        options = {name: _spell(option) if callable(option) else option for name, option in value.keywords.items()}
+        return f"{_spell(value.func)}({', '.join(f'{name}={option}' for name, option in options.items())})"
+    if isinstance(value, Objective):
+        return repr(value)
+    if isinstance(value, pyro.infer.ELBO):
+        return f"{type(value).__name__}(num_particles={value.num_particles})"
+    return getattr(value, "__name__", type(value).__name__)

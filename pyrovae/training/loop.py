@@ -154,7 +154,7 @@ class Loop:
                     self._restore(before)
                     raise
                 run.seconds = time.monotonic() - began
-                if self.in_epoch.steps < self.steps_per_epoch:
+                if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
                     break
                 self._end_epoch(patience, autocast)
                 for callback in callbacks:

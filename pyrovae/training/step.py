@@ -51,7 +51,8 @@ class Step(nn.Module):
         # Pyro's objectives remember the plates of the pair that they first saw.
         self.objective = objective if isinstance(objective, Objective) else copy.deepcopy(objective)
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
-            self.objective.max_plate_nesting = known.max_plate_nesting
+            in_a_plate = self.objective.vectorize_particles and self.objective.num_particles > 1
+            self.objective.max_plate_nesting = known.max_plate_nesting + in_a_plate
 
     def forward(self, *batch: Any) -> Tensor:
         """Mean loss per datum, nats; differentiable, save for objectives that only have `loss_and_grads`."""
