@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pyrovae as pv
-from pyrovae.evaluation.predictive import encode, manifold
+from pyrovae.evaluation import encode, manifold
 
 STEPS = (1, 25, 125, 625)
 

@@ -20,35 +20,26 @@ Stat. Sinica 6 (posterior); Meng 1994, Ann. Stat. 22 (its mean and variance).
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae import plots
-from pyrovae.data import match
-from pyrovae.models.base import (
-    PairLike,
-    Structure,
-    as_pair,
-    evaluation_mode,
-    isolated_random_state,
-    random_sites,
-    structure,
-)
+from pyrovae.data.seeds import derived_seed
+from pyrovae.evaluation.running import Evaluation
+from pyrovae.evaluation.sites import observed_site
+from pyrovae.models.base import PairLike, Structure, isolated_random_state, random_sites
 from pyrovae.objectives.particles import PARTICLES, vectorises
+from pyrovae.statistics import STATISTICS, Statistic, by_name, number
 
 __all__ = ["STATISTICS", "Check", "Comparison", "check", "p_value", "replicate"]
 
-Statistic = Callable[[Tensor], "Tensor | float"]
 Source = Literal["posterior", "prior"]
 
 LABELS = {
@@ -57,66 +48,7 @@ LABELS = {
 }
 ROWS_AT_ONCE = 1024
 EXAMPLES = 16
-_ROWS, _REPLICATES, _STATISTICS, _TIES = range(4)  # what a seed is used for: each use has a stream of its own
-
-
-def mean(x: Tensor) -> Tensor:
-    """Mean of all entries."""
-    return _real(x).mean()
-
-
-def sd(x: Tensor) -> Tensor:
-    """Root of the variance over data, averaged over the entries of a datum."""
-    return _real(x).var(0, correction=0).mean().sqrt()
-
-
-def smallest(x: Tensor) -> Tensor:
-    """Smallest of all entries."""
-    return x.min()
-
-
-def largest(x: Tensor) -> Tensor:
-    """Largest of all entries."""
-    return x.max()
-
-
-def zeros(x: Tensor) -> Tensor:
-    """Share of the entries that are exactly zero."""
-    return _real(x == 0).mean()
-
-
-def spread_of_totals(x: Tensor) -> Tensor:
-    """Standard deviation over data of the sum of a datum: that of the ink of an image, or the length of a text."""
-    return _real(x).flatten(1).sum(1).std(correction=0)
-
-
-def neighbour_correlation(x: Tensor) -> Tensor:
-    """Root mean square correlation over data of neighbouring entries, in [0, 1]; pairs weigh by their variances.
-
-    Neighbours are adjacent pixels, horizontally and vertically, or adjacent entries of a vector. 0 if nothing varies.
-    """
-    x = _real(x) - _real(x).mean(0)
-    squared, scale = x.new_zeros(()), x.new_zeros(())
-    for dim in range(max(1, x.dim() - 2), x.dim()):  # of (C, H, W) the last two
-        one, other = x.narrow(dim, 0, x.size(dim) - 1), x.narrow(dim, 1, x.size(dim) - 1)
-        squared += (one * other).mean(0).square().sum()
-        scale += (one.square().mean(0) * other.square().mean(0)).sum()
-    return torch.where(scale > 0, squared / scale, 0.0).sqrt()
-
-
-STATISTICS: dict[str, Statistic] = {
-    "mean": mean,
-    "sd": sd,
-    "min": smallest,
-    "max": largest,
-    "zeros": zeros,
-    "spread_of_totals": spread_of_totals,
-    "neighbour_correlation": neighbour_correlation,
-}
-
-
-def _real(x: Tensor) -> Tensor:
-    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+_REPLICATES, _STATISTICS, _TIES = range(3, 6)  # what a seed is used for, after the uses in `pyrovae.data.seeds`
 
 
 @dataclass(frozen=True)
@@ -230,8 +162,8 @@ def check(
 
     Args:
         pair: see `pyrovae.as_pair`.
-        data: what `pyrovae.data.match` takes, and best what the pair was not fitted to: `data.test`. Of `Data` it is
-            the training split. A random transform is applied once.
+        data: what `pyrovae.data.match` takes, and best what the pair was not fitted to. Of `Data` it is the test split,
+            else the validation split, else the training split. A random transform is applied once, drawn from `seed`.
         statistics: names from `STATISTICS` and functions that take x (N, *event) and return one number, alone, in a
             list, or in a mapping that names them. Default: all of `STATISTICS`.
         num_replicates: R; p-values are as fine as 1 / (R + 1).
@@ -265,21 +197,21 @@ def check(
     sd True prior predictive, uniform under the model
     median False prior predictive, uniform under the model
     """
-    functions = _functions(statistics)
+    functions = by_name(statistics)
     sources = [sources] if isinstance(sources, str) else list(sources)
-    task = _Task(pair, data, sources, num_replicates, site, plate, max_rows, seed, batch_size)
+    task = _Replicas(pair, data, sources, num_replicates, site, plate, max_rows, seed, batch_size)
     rows: list[Comparison] = []
     constant: list[str] = []
     examples: dict[str, Tensor] = {}
-    uniforms = torch.Generator().manual_seed(_stream(seed, _TIES))
-    with isolated_random_state(_stream(seed, _STATISTICS)), torch.no_grad():
+    uniforms = torch.Generator().manual_seed(derived_seed(seed, _TIES))
+    with isolated_random_state(derived_seed(seed, _STATISTICS)), torch.no_grad():
         for source in sources:
             values: list[list[float]] = []  # of the data, then of each replicate
             for replicated, x in task.chunks(source):
                 if not values:
                     examples |= {"data": x[:EXAMPLES].cpu(), source: replicated[0, :EXAMPLES].cpu()}
-                    values.append([_number(name, function, x) for name, function in functions.items()])
-                values += [[_number(name, function, rep) for name, function in functions.items()] for rep in replicated]
+                    values.append([number(name, function, x) for name, function in functions.items()])
+                values += [[number(name, function, rep) for name, function in functions.items()] for rep in replicated]
             columns = torch.tensor(values, dtype=torch.float64).T
             for name, column in zip(functions, columns, strict=True):
                 uniform = torch.rand((), generator=uniforms, dtype=torch.float64).item()
@@ -341,12 +273,12 @@ def replicate(
     >>> len(list(replicate(VAE((4,), latent_dim=2), x, num_replicates=3)))
     3
     """
-    task = _Task(pair, data, [source], num_replicates, site, plate, None, seed, batch_size)
+    task = _Replicas(pair, data, [source], num_replicates, site, plate, None, seed, batch_size)
     return (x for chunk, _ in task.chunks(source) for x in chunk)
 
 
-class _Task:
-    """Rows of data on the pair's device, and what draws replicates of them."""
+class _Replicas:
+    """Rows of data, and what draws replicates of them."""
 
     def __init__(
         self,
@@ -366,75 +298,53 @@ class _Task:
         if not sources or (wrong := [source for source in sources if source not in LABELS]):
             asked = repr(wrong[0]) if sources else "empty"
             raise ValueError(f"the source of replicates is {asked}; pass 'posterior' or 'prior'")
-        self.pair, self.seed, self.num_replicates = as_pair(pair), seed, num_replicates
         at_once = ROWS_AT_ONCE if batch_size is None else batch_size
-        rows = match(data, self.pair.model)
-        with isolated_random_state(_stream(seed, _ROWS)):  # the data may have a random transform
-            few = max_rows is not None and max_rows < len(rows)
-            batches = rows.batches(max_rows or 1, seed=seed, epoch=0) if few else rows.sequential(len(rows))
-            tensors = _moved(next(batches), self.pair)
-        self.num_rows = len(tensors[0])
-        self.known = structure(self.pair, *(tensor[:at_once] for tensor in tensors), plate=plate)
-        self.site = _site(self.known, site)
-        self.runs = list(self._runs(tensors, at_once))
+        self.on = Evaluation(pair, data, plate=plate, seed=seed, batch_size=at_once, max_rows=max_rows)
+        self.site, self.seed, self.num_replicates = observed_site(self.on.known, site), seed, num_replicates
+        self.num_rows = len(self.on.rows)
+        if self.on.known.global_latent and not self.on.subsamples:
+            self.on.batch_size = self.num_rows  # latents outside the plate are the same for all rows
+        with self.on.ready(seed):
+            self.runs = [(run, batch) for run, batch, _ in self.on]
         self.replicates_at_once = min(num_replicates, max(1, at_once // self.num_rows))
-
-    def _runs(
-        self, tensors: tuple[Tensor, ...], at_once: int
-    ) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], int]]:
-        """For each run of the pair: its arguments, which rows to take, and how many of them an earlier run has."""
-        if self.known.rows < min(self.num_rows, at_once):  # the plate subsamples by itself
-            size = self.known.rows
-            for start in range(0, self.num_rows, size):
-                first = min(start, self.num_rows - size)
-                index = torch.arange(first, first + size, device=tensors[0].device)
-                yield tensors, {self.known.plate: index}, start - first
-        else:  # latents outside the plate are the same for all rows, which then go together
-            size = self.num_rows if self.known.global_latent else at_once
-            for start in range(0, self.num_rows, size):
-                yield tuple(tensor[start : start + size] for tensor in tensors), {}, 0
 
     def chunks(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         """Some replicates at a time, (r, N, *event), each time with the data, (N, *event)."""
-        at_once = self.replicates_at_once
-        for start in range(0, self.num_replicates, at_once):
-            with (
-                isolated_random_state(_stream(self.seed, _REPLICATES, list(LABELS).index(source), start)),
-                evaluation_mode(self.pair, *self.known.modules),
-                pyro.validation_enabled(False),  # data that the model cannot give are what a check is for
-                torch.no_grad(),
-            ):
-                count = min(at_once, self.num_replicates - start)
-                drawn = [self._draw(source, count, *run) for run in self.runs]
-                chunk = torch.cat([replicated for replicated, _ in drawn], 1), torch.cat([x for _, x in drawn])
-            yield chunk
+        at_once, total = self.replicates_at_once, self.num_replicates
+        kind = list(LABELS).index(source)
+        seeds = {start: derived_seed(self.seed, _REPLICATES, kind, start) for start in range(0, total, at_once)}
+        return (self._chunk(source, min(at_once, total - start), seed) for start, seed in seeds.items())
 
-    def _draw(
-        self, source: Source, count: int, batch: tuple[Tensor, ...], given: dict[str, Tensor], skip: int
-    ) -> tuple[Tensor, Tensor]:
+    def _chunk(self, source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        # without validation, for data that the model cannot give are what a check is for
+        with self.on.ready(seed), pyro.validation_enabled(False):
+            drawn = [self._draw(source, count, run, batch) for run, batch in self.runs]
+        return self.on.join([replicated for replicated, _ in drawn], 1), self.on.join([x for _, x in drawn])
+
+    def _draw(self, source: Source, count: int, run: PairLike, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """One run of the pair: replicates (count, B, *event), and the data (B, *event) in the same form."""
-        if count > 1 and not vectorises(self.pair, batch, self.known):
-            drawn = [self._draw(source, 1, batch, given, skip) for _ in range(count)]
+        known = self.on.known
+        if count > 1 and not vectorises(run, batch, known):
+            drawn = [self._draw(source, 1, run, batch) for _ in range(count)]
             return torch.cat([replicated for replicated, _ in drawn]), drawn[0][1]
-        nesting = self.known.max_plate_nesting
+        nesting = known.max_plate_nesting
 
         def at_once(program: Callable[..., Any]) -> Callable[..., Any]:
             return pyro.plate(PARTICLES, count, dim=-1 - nesting)(program) if count > 1 else program
 
+        given: dict[str, Tensor] = {}
         if source == "posterior":
-            guided = poutine.trace(at_once(poutine.condition(self.pair.guide, given))).get_trace(*batch)
-            latent = {s["name"]: s["value"] for s in random_sites(guided) if s["name"] in self.known.latent}
-            given = {**given, **latent}
-            if summed := set(self.known.latent) - set(latent):
-                model = at_once(poutine.condition(self.pair.model, given))
-                model = infer_discrete(model, first_available_dim=-2 - nesting)
+            guided = poutine.trace(at_once(run.guide)).get_trace(*batch)
+            given = {s["name"]: s["value"] for s in random_sites(guided) if s["name"] in known.latent}
+            if summed := set(known.latent) - set(given):
+                model = infer_discrete(at_once(poutine.condition(run.model, given)), first_available_dim=-2 - nesting)
                 nodes = poutine.trace(model).get_trace(*batch).nodes
                 given |= {name: nodes[name]["value"] for name in summed}
         # condition goes around uncondition: what is given stays, what the data gave is drawn anew
-        model = at_once(poutine.condition(poutine.uncondition(self.pair.model), given))
-        site = poutine.trace(model).get_trace(*batch).nodes[self.site]
-        replicated, data = (_by_row(value, site, self.known) for value in _compared(site))
-        return replicated[:, skip:], data[0, skip:]
+        model = at_once(poutine.condition(poutine.uncondition(run.model), given))
+        node = poutine.trace(model).get_trace(*batch).nodes[self.site]
+        replicated, data = (_by_row(value, node, known) for value in _compared(node))
+        return replicated, data[0]
 
 
 def _compared(site: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -460,69 +370,3 @@ def _by_row(value: Tensor, site: dict[str, Any], known: Structure) -> Tensor:
     value = value.reshape((1,) * (1 + known.max_plate_nesting - len(batch)) + value.shape)
     nested = [batch[dim] for dim in range(-known.max_plate_nesting, -1) if dim in plates.values()]
     return value.movedim(known.max_plate_nesting, 1).reshape(value.size(0), batch[-1], *nested, *event)
-
-
-def _functions(statistics: Any) -> dict[str, Statistic]:
-    """Statistics by name, from any way to ask for them."""
-    if statistics is None:
-        return STATISTICS
-    if isinstance(statistics, str) or callable(statistics):
-        statistics = [statistics]
-    if not isinstance(statistics, Mapping):
-        named = [(s if isinstance(s, str) else getattr(s, "__name__", repr(s)), s) for s in statistics]
-        statistics = dict(named)
-        if len(statistics) < len(named):
-            names = [name for name, _ in named]
-            raise ValueError(f"statistics has two of one name among {names}; pass a mapping with a name for each")
-    if not statistics:
-        raise ValueError("statistics is empty; name some of them, or pass None for all")
-    functions: dict[str, Statistic] = {}
-    for name, statistic in statistics.items():
-        if isinstance(statistic, str) and statistic not in STATISTICS:
-            near = difflib.get_close_matches(statistic, STATISTICS, n=2, cutoff=0.4)
-            guess = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(f"there is no statistic {statistic!r}; {guess}pass one of {', '.join(STATISTICS)}")
-        if not isinstance(statistic, str) and not callable(statistic):
-            raise TypeError(f"statistic {name!r} is {statistic!r}; pass a name from STATISTICS or a function of x")
-        functions[name] = STATISTICS[statistic] if isinstance(statistic, str) else statistic
-    return functions
-
-
-def _number(name: str, function: Statistic, x: Tensor) -> float:
-    value = torch.as_tensor(function(x))
-    if value.numel() != 1:
-        raise ValueError(f"statistic {name!r} returns shape {tuple(value.shape)}, one number is wanted; reduce it")
-    if not math.isfinite(number := value.item()):
-        raise ValueError(
-            f"statistic {name!r} is {number} for the data or a replicate; make it finite, or look at the model's values"
-        )
-    return number
-
-
-def _site(known: Structure, site: str | None) -> str:
-    if site is None and len(known.observed) == 1:
-        return known.observed[0]
-    if site is None and "x" in known.observed:
-        return "x"
-    if site not in known.observed:
-        asked = "the model observes several sites" if site is None else f"site={site!r} is no observed site"
-        fix = f"pass site= with one of {list(known.observed)}" if known.observed else "observe the data with obs="
-        raise ValueError(f"{asked if known.observed else 'the model observes no site'}; {fix}")
-    return site
-
-
-def _moved(tensors: Sequence[Tensor], pair: PairLike) -> tuple[Tensor, ...]:
-    """The batch where the pair's parameters are, its floating tensors in their dtype."""
-    owners = [getattr(part, "__self__", part) for part in (pair, pair.model, pair.guide)]
-    parameters = [p for owner in owners if isinstance(owner, nn.Module) for p in owner.parameters()]
-    floating = next((p for p in parameters if p.is_floating_point()), None)
-    if floating is not None:
-        return tuple(t.to(floating.device, floating.dtype if t.is_floating_point() else None) for t in tensors)
-    stored = {parameter.device for _, parameter in pyro.get_param_store().named_parameters()}
-    return tuple(t.to(next(iter(stored))) if len(stored) == 1 else t for t in tensors)
-
-
-def _stream(seed: int, *use: int) -> int:
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, an integer of at least 0 is wanted; pass seed=0")
-    return int(np.random.SeedSequence(seed, spawn_key=use).generate_state(1, np.uint64)[0])

@@ -25,7 +25,7 @@ from pyrovae import conditionals, models, nets, objectives, plots, priors, repor
 from pyrovae.checks import check
 from pyrovae.data import load as load_data
 from pyrovae.data import match
-from pyrovae.evaluation.predictive import generate
+from pyrovae.evaluation import generate
 from pyrovae.models.base import as_pair, isolated_random_state
 from pyrovae.models.rebuild import build, family, named, parts
 from pyrovae.objectives import ELBO, Objective
@@ -147,7 +147,9 @@ def _fit(arguments: list[str]) -> None:
     )
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, out / "metrics.json")
-    drawn, skipped = reports.pictures(run.pair, data, out / "pictures", history=run.history, checked=checked)
+    drawn, skipped = reports.pictures(
+        run.pair, data, out / "pictures", history=run.history, checked=checked, plate=run.known.plate
+    )
     print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")
@@ -283,10 +285,9 @@ def _check(arguments: list[str]) -> None:
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets.")
     options = parser.parse_args(arguments)
     run, data, folder = _opened(options)
-    _, rows = reports.held_out(data)
     checked = check(
         run.pair,
-        rows,
+        data,
         options.statistics,
         num_replicates=options.num_replicates,
         plate=run.known.plate,
@@ -305,7 +306,8 @@ def _sample(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     run, data, folder = _opened(options)
     like = next(match(data, run.pair.model).sequential(1))
-    x = generate(run.pair, options.num_samples, like=like, sample=not options.mean, seed=options.seed).cpu()
+    on = {"plate": run.known.plate, "seed": options.seed}
+    x = generate(run.pair, options.num_samples, like=like, sample=not options.mean, **on).cpu()
     (folder / "pictures").mkdir(exist_ok=True)
     picture = plots.save(plots.samples(x), folder / "pictures" / "samples.png")
     np.save(folder / "samples.npy", x.numpy())
@@ -316,7 +318,8 @@ def _plot(arguments: list[str]) -> None:
     """Draw a run's pictures again."""
     options = _run_parser("plot", _first_line(_plot)).parse_args(arguments)
     run, data, folder = _opened(options)
-    drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, seed=options.seed)
+    on = {"plate": run.known.plate, "seed": options.seed}
+    drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, **on)
     print("\n".join(map(str, drawn)))
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")

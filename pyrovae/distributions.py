@@ -125,7 +125,25 @@ class DiscretizedLogistic(_Univariate):
         return total
 
 
-class ContinuousBernoulli(_Univariate):
+class _Grey(_Univariate):
+    """Over a grey value in [0, 1], with a parameter like the Bernoulli's."""
+
+    arg_constraints = {"logits": constraints.real}
+    support = constraints.unit_interval
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=validate_args)
+
+    def _bernoulli_log_prob(self, value: Tensor) -> Tensor:
+        """x log S(l) + (1 - x) log S(-l)."""
+        if self._validate_args:
+            self._validate_sample(value)
+        logits, value = broadcast_all(self.logits, value)
+        return -binary_cross_entropy_with_logits(logits, value, reduction="none")
+
+
+class ContinuousBernoulli(_Grey):
     r"""The density on [0, 1] proportional to the Bernoulli's expression, normalised.
 
         log p(x) = x log S(l) + (1 - x) log S(-l) + log C(l),    C(l) = l / tanh(l / 2),    S(t) = 1 / (1 + exp(-t))
@@ -150,24 +168,15 @@ class ContinuousBernoulli(_Univariate):
     tensor([0.0000, 5.2983])
     """
 
-    arg_constraints = {"logits": constraints.real}
-    support = constraints.unit_interval
-
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
-        self.logits = logits
-        super().__init__(logits.shape, validate_args=validate_args)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density at `value`, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
         small, h, t = self._halves()
         log_constant = torch.where(
             small,
             t / 3 - 7 * t**2 / 90 + 62 * t**3 / 2835 - 127 * t**4 / 18900,
             torch.log(h / torch.tanh(h)),
         )
-        return _bernoulli_log_prob(self.logits, value) + math.log(2) + log_constant
+        return self._bernoulli_log_prob(value) + math.log(2) + log_constant
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -200,7 +209,7 @@ class ContinuousBernoulli(_Univariate):
         return small, h.masked_fill(small, 1), h.masked_fill(~small, 0) ** 2
 
 
-class CrossEntropy(_Univariate):
+class CrossEntropy(_Grey):
     """The Bernoulli's log-probability at grey x in [0, 1]: a loss in common use, and not the log of a density.
 
         log_prob(x) = x log p + (1 - x) log(1 - p),    p = sigmoid(logits)
@@ -224,19 +233,11 @@ class CrossEntropy(_Univariate):
     tensor([-0.6931, -0.6931])
     """
 
-    arg_constraints = {"logits": constraints.real}
-    support = constraints.unit_interval
     is_density = False
-
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
-        self.logits = logits
-        super().__init__(logits.shape, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Minus the cross-entropy of `value` and p, in nats."""
-        if self._validate_args:
-            self._validate_sample(value)
-        return _bernoulli_log_prob(self.logits, value)
+        return self._bernoulli_log_prob(value)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -252,8 +253,3 @@ class CrossEntropy(_Univariate):
     def variance(self) -> Tensor:
         """p (1 - p), that of the samples."""
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
-
-
-def _bernoulli_log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    logits, value = broadcast_all(logits, value)
-    return -binary_cross_entropy_with_logits(logits, value, reduction="none")

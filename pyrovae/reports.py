@@ -16,9 +16,19 @@ from torch import Tensor
 
 from pyrovae import plots
 from pyrovae.checks import Check, check
-from pyrovae.data import Data, Split, Stream, match
-from pyrovae.evaluation import active_units, elbo, log_likelihood
-from pyrovae.evaluation.predictive import encode, generate, interpolate, manifold, reconstruct, traverse
+from pyrovae.data import Data, Split, Stream
+from pyrovae.evaluation import (
+    active_units,
+    elbo,
+    encode,
+    generate,
+    interpolate,
+    log_likelihood,
+    manifold,
+    reconstruct,
+    traverse,
+)
+from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
 from pyrovae.models.base import as_pair
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
@@ -26,18 +36,6 @@ from pyrovae.training.loop import Callback, Run
 __all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]
 
 EXAMPLES = 1000  # rows that pictures are made of
-
-
-def held_out(data: Any) -> tuple[str, Any]:
-    """What to evaluate on: the test split, else the validation split, else the data themselves; with its name.
-
-    >>> held_out(torch.zeros(3))[0]
-    'data'
-    """
-    if isinstance(data, Data):
-        name = "test" if data.test is not None else "validation" if data.validation is not None else "train"
-        return name, data.splits[name]
-    return "data", data
 
 
 def evaluate(
@@ -65,9 +63,7 @@ def evaluate(
         the figures as plain values, nats per datum, and the `Check` for its picture.
     """
     pair = as_pair(pair)
-    split, rows = held_out(data)
-    rows = match(rows, pair.model)
-    rows = rows.fixed(seed) if isinstance(rows, Split) else rows
+    split, rows = held_out(data)[0], fixed_rows(pair, data, seed)
     parts = elbo(pair, rows, plate=plate, seed=seed)
     likelihood = log_likelihood(pair, rows, num_samples=num_samples, plate=plate, seed=seed, progress=progress)
     checked = check(pair, rows, num_replicates=num_replicates, plate=plate, seed=seed)
@@ -85,7 +81,7 @@ def evaluate(
         "is_density": likelihood.is_density,
     }
     try:
-        units = active_units(pair, rows, seed=seed)
+        units = active_units(pair, rows, plate=plate, seed=seed)
         figures |= {"active_units": units.count, "latent_dim": len(units.variance)}
     except ValueError:  # a pair without a vector of continuous latents
         figures |= {"active_units": None, "latent_dim": None}
@@ -145,6 +141,7 @@ def pictures(
     *,
     history: History | None = None,
     checked: Check | None = None,
+    plate: str | None = None,
     seed: int = 0,
 ) -> tuple[list[Path], dict[str, str]]:
     """Draw what can be drawn of a pair: reconstructions, samples, interpolation, traversals, latent space, checks.
@@ -155,6 +152,7 @@ def pictures(
         folder: where the PNG files go; made if it is not there.
         history: of the run, for the training curves.
         checked: the result of `check`, for its picture.
+        plate: name of the data plate, where it is not plain.
         seed: of all draws.
 
     Returns:
@@ -163,14 +161,10 @@ def pictures(
     pair, folder = as_pair(pair), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _, split = held_out(data)
-    rows = match(split, pair.model)
-    if isinstance(rows, Split):
-        rows = rows.fixed(seed)
-        rows = rows.subset(slice(EXAMPLES))
-    labels = split["y"][:EXAMPLES] if isinstance(split, Split) and "y" in split.fields else None
+    rows, labels = fixed_rows(pair, split, seed, EXAMPLES), _labels(split)
     drawn: list[Path] = []
     skipped: dict[str, str] = {}
-    drawings = [*_drawings(pair, rows, labels, seed)]
+    drawings = [*_drawings(pair, rows, labels, plate, seed)]
     if history is not None:
         drawings.append(("training_curves", history.plot))
     if checked is not None:
@@ -184,17 +178,23 @@ def pictures(
 
 
 def _drawings(
-    pair: Any, rows: Split | Stream, labels: Tensor | None, seed: int
+    pair: Any, rows: Split | Stream, labels: Tensor | None, plate: str | None, seed: int
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
+    on: dict[str, Any] = {"plate": plate, "seed": seed}
     (x, *_) = batch = next(rows.sequential(10))
-    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, seed=seed))
-    yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, seed=seed), columns=16)
-    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, seed=seed))
-    yield "latents", lambda: plots.latent_scatter(encode(pair, rows, seed=seed), labels)
-    yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, seed))
-    yield "traversals", lambda: _traversals(pair, rows, batch, seed)
-    if _latent_dim(pair, batch) == 2:
-        yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch))
+    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, **on))
+    yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, **on), columns=16)
+    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **on))
+    yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
+    yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
+    yield "traversals", lambda: _traversals(pair, rows, batch, **on)
+    if _latent_dim(pair, batch, plate) == 2:
+        yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
+
+
+def _labels(split: Any) -> Tensor | None:
+    """What colours the latent scatter."""
+    return split["y"][:EXAMPLES] if isinstance(split, Split) and "y" in split.fields else None
 
 
 class LatentSpace(Callback):
@@ -215,36 +215,37 @@ class LatentSpace(Callback):
         """Draw, if this is one of the steps."""
         if run.step not in self.steps:
             return
-        rows = match(self.split, run.pair.model)
-        rows = rows.fixed(run.seed).subset(slice(EXAMPLES)) if isinstance(rows, Split) else rows
-        batch = next(rows.sequential(2))
-        if _latent_dim(run.pair, batch) != 2:
+        pair, plate = run.pair, run.known.plate
+        batch = first_rows(pair, self.split, run.seed, 2)
+        if _latent_dim(pair, batch, plate) != 2:
             return
-        labels = self.split["y"][:EXAMPLES] if isinstance(self.split, Split) and "y" in self.split.fields else None
+        z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
         self.folder.mkdir(parents=True, exist_ok=True)
-        plots.save(plots.manifold(*manifold(run.pair, like=batch)), self.folder / f"manifold_step_{run.step:04d}.png")
-        plots.save(
-            plots.latent_scatter(encode(run.pair, rows), labels), self.folder / f"latents_step_{run.step:04d}.png"
-        )
+        drawn = {
+            "manifold": plots.manifold(*manifold(pair, like=batch, plate=plate)),
+            "latents": plots.latent_scatter(z, _labels(self.split)),
+        }
+        for name, picture in drawn.items():
+            plots.save(picture, self.folder / f"{name}_step_{run.step:04d}.png")
 
 
-def _latent_dim(pair: Any, batch: tuple[Tensor, ...]) -> int | None:
+def _latent_dim(pair: Any, batch: tuple[Tensor, ...], plate: str | None) -> int | None:
     try:
-        return encode(pair, batch).size(-1)
+        return encode(pair, batch, plate=plate).size(-1)
     except ValueError:
         return None
 
 
-def _kl_per_unit(pair: Any, rows: Split | Stream, seed: int) -> Tensor:
-    units = active_units(pair, rows, seed=seed)
+def _kl_per_unit(pair: Any, rows: Split | Stream, **on: Any) -> Tensor:
+    units = active_units(pair, rows, **on)
     if units.kl is None:
         raise ValueError("the KL of this pair is not a sum over latent dimensions")
     return units.kl
 
 
-def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], seed: int) -> Any:
-    kl = _kl_per_unit(pair, rows, seed)
+def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    kl = _kl_per_unit(pair, rows, **on)
     dims = kl.argsort(descending=True)[:10].tolist()
     values = torch.linspace(-3, 3, 9)
-    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, seed=seed)
+    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, **on)
     return plots.traversals(images, [f"z[{dim}], {kl[dim]:.2f} nats" for dim in dims], values=values)

@@ -435,7 +435,8 @@ def test_dropout_is_off():
 def test_rows_transforms_and_dtypes():
     digits = load("digits")
     vae = VAE(digits.event_shape, latent_dim=2, hidden=(8,)).double()  # float32 data follow the pair
-    checked = check(vae, digits.test, ["mean", "zeros"], num_replicates=5)
+    checked = check(vae, digits, ["mean", "zeros"], num_replicates=5)  # of the test split
+    assert str(checked) == str(check(vae, digits.test, ["mean", "zeros"], num_replicates=5))
     assert checked.num_rows == 180
     assert checked.examples["data"].dtype == torch.float64
     # the data's own bits are drawn once: they stay bits, and the grey levels do not show

@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import yaml
 
+from pyrovae import reports
 from pyrovae.cli import main
 from pyrovae.training.runs import load
 
@@ -134,6 +137,26 @@ def test_somebodys_own_pair(tmp_path, capsys):
     assert "log-likelihood" in capsys.readouterr().out
     main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *quick])
     assert "no picture of latents" in capsys.readouterr().out
+
+
+def test_reports_take_a_plate_that_is_not_plain(tmp_path):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        with pyro.plate("constants", 3):
+            pyro.sample("c", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5).to_event(1))
+
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    figures, _ = reports.evaluate((model, guide), x, num_samples=5, num_replicates=5, plate="rows")
+    assert (figures["active_units"], figures["latent_dim"]) == (2, 2)
+    drawn, skipped = reports.pictures((model, guide), x, tmp_path, plate="rows")
+    assert not skipped
+    assert {"latents", "latent_kl", "manifold", "samples", "traversals"} <= {path.stem for path in drawn}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyrovae import plots
 from pyrovae.data import Split
-from pyrovae.evaluation.predictive import decode, encode, generate, interpolate, manifold, reconstruct, traverse
+from pyrovae.evaluation import decode, encode, generate, interpolate, manifold, reconstruct, traverse
 from pyrovae.models.base import Pair
 
 FOUR = 4  # standard errors
@@ -247,9 +247,7 @@ def test_labels(observe_label):
         assert set(generated.tolist()) == {0, 1, 2, 3}
         assert labels(generate(pair, 300, like=data, sample=True)).unique().tolist() == [0, 1, 2, 3]
         assert set(generate(pair, 50, like=data, site="y").tolist()) == {0, 1, 2, 3}  # no mean, so draws
-        with pytest.raises(
-            ValueError, match=r"'nope' is not observed in the model, its observed sites are \['y', 'x'\]"
-        ):
+        with pytest.raises(ValueError, match=r"site='nope' is no observed site; pass site= with one of \['y', 'x'\]"):
             generate(pair, 3, like=data, site="nope")
     else:
         assert generated.tolist() == y.repeat(100).tolist()
@@ -438,5 +436,5 @@ def test_bad_input_is_told(pair):
         generate(pair, 0, like=x)
     with pytest.raises(TypeError, match="batch_size is '7', a whole number"):
         encode(pair, x, batch_size="7")
-    with pytest.raises(ValueError, match=r"site 'z' is not observed in the model, its observed sites are \['x'\]"):
+    with pytest.raises(ValueError, match=r"site='z' is no observed site; pass site= with one of \['x'\]"):
         reconstruct(pair, x, site="z")

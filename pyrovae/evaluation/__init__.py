@@ -1,7 +1,8 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.likelihood import ActiveUnits, ElboParts, Estimate, active_units, elbo, log_likelihood
-from pyrovae.evaluation.predictive import decode, encode, generate, interpolate, manifold, reconstruct, traverse
+from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
+from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
     "ActiveUnits",

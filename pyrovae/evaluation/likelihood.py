@@ -18,16 +18,8 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 from tqdm import tqdm
 
-from pyrovae.evaluation.predictive import (
-    BUDGET,
-    Evaluation,
-    check_counts,
-    evaluating,
-    guide_traces,
-    latent_site,
-    mean_of,
-    rows_first,
-)
+from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluating
+from pyrovae.evaluation.sites import guide_traces, latent_site, mean_of, rows_first
 from pyrovae.models.base import random_sites
 from pyrovae.objectives import Ledger, Term, ledger
 from pyrovae.objectives.draws import one
@@ -99,7 +91,8 @@ def log_likelihood(
 
     Args:
         pair: see `pyrovae.as_pair`.
-        data: see `pyrovae.data.match`; the transform of a Split is applied once, drawn from `seed`.
+        data: what `pyrovae.data.match` takes; of `Data` the test split, else the validation split, else the training
+            split. The transform of a Split is applied once, drawn from `seed`.
         num_samples: K.
         plate: name of the data plate, where it is not plain.
         seed: of all draws.
@@ -346,7 +339,7 @@ def active_units(
         pair, data, plate, seed, batch_size: see `log_likelihood`.
         site: a latent whose event is a vector. Default: the first continuous one, in the model's order.
         threshold: of the variance; the paper's.
-        num_samples: as for `pyrovae.evaluation.predictive.encode`.
+        num_samples: as for `pyrovae.evaluation.encode`.
 
     Returns:
         the `ActiveUnits`, on the CPU.

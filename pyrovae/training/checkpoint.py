@@ -12,18 +12,14 @@ Nothing is ever unpickled, no file names code or another path, and bytes are par
 agree with the manifest. That finds damage; it is no signature: whoever can write the folder can write a matching
 manifest, and all they gain is other numbers. This module knows no model: the caller gathers values and puts them back.
 
-JSON is strict. What it lacks is an object with one key: {"$float": "nan"}, {"$tuple": [...]}, {"$tensor": "name"}, and
-{"$dict": [[key, value], ...]} for keys that are not strings. Python writes and reads floats without loss.
+JSON is strict, see `pyrovae.training.plain_values`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
 import os
-import random
 import re
 import shutil
 import stat
@@ -32,12 +28,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from pyrovae.training.plain_values import decode, dump, encode, load
+from pyrovae.training.random_states import random_state, set_random_state
 
 __all__ = ["Checkpoint", "latest", "random_state", "read", "save", "set_random_state"]
 
@@ -46,7 +44,6 @@ MODEL, OPTIMIZER, RANDOM = "model.safetensors", "optim.safetensors", "rng.safete
 STATE, CONFIG, MANIFEST = "state.json", "config.json", "MANIFEST.json"
 FILES = (MODEL, OPTIMIZER, RANDOM, STATE, CONFIG)
 JSON_LIMIT = 64 * 2**20  # bytes: far above any run's, and a bound on the memory that a hostile file can ask for
-DEPTH_LIMIT = 100  # levels of nesting: far below Python's own limit, which differs between versions
 
 # A folder that is replaced by one of the same step has the suffix until the new one is there, and is read in between.
 REPLACED = ".replaced"
@@ -177,77 +174,20 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"checkpoint {str(path)!r} cannot be read: {error}; {fix}") from error
 
 
-# Random number generators -----------------------------------------------------------------------------------------
-
-
-def random_state() -> dict[str, Tensor]:
-    """States of torch's generators ("cpu", and "cuda:0", ... once CUDA is in use), Python's and numpy's global ones.
-
-    Python's and numpy's are here because `pyro.set_rng_seed` seeds them, so that a model may draw from them.
-
-    Returns:
-        A uint8 tensor on the CPU for each name.
-    """
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states |= {f"cuda:{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-    state: dict[str, Any] = dict(np.random.get_state(legacy=False))  # noqa: NPY002  (the global one is what is wanted)
-    state["state"] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in state["state"].items()}
-    for name, value in (("python", random.getstate()), ("numpy", state)):
-        states[name] = torch.tensor(list(_dump({"state": _encode(value, name, None)})), dtype=torch.uint8)
-    return states
-
-
-def set_random_state(states: dict[str, Tensor]) -> None:
-    """Put generators back to what `random_state` returned; those that are not named are left alone.
-
-    States of CUDA devices that this machine lacks are left out: another device draws other numbers anyway.
-
-    Raises:
-        ValueError: a name or a state is not one of `random_state`'s; no generator is changed then.
-    """
-    before = random_state()
-    name = ""
-    try:
-        for name, state in states.items():
-            _set_one(name, state)
-    except Exception as error:  # torch, random and numpy each raise their own on a state that is none
-        for known, state in before.items():
-            _set_one(known, state)
-        why = f"random state {name!r} is not a generator's state ({error})"
-        raise ValueError(f"{why}; pass what random_state() returned, or leave {name!r} out") from error
-
-
-def _set_one(name: str, state: Tensor) -> None:
-    if name == "cpu":
-        torch.set_rng_state(state)
-    elif re.fullmatch(r"cuda:\d{1,4}", name):
-        if torch.cuda.is_available() and int(name[5:]) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name[5:]))
-    elif name in ("python", "numpy"):
-        value = _decode(_load(bytes(state.tolist()), name)["state"], {})
-        if name == "python":
-            random.setstate(value)
-        else:
-            np.random.set_state(value)  # noqa: NPY002  (the global one is what is wanted)
-    else:
-        raise ValueError("unknown name; wanted cpu, cuda:N, python or numpy")
-
-
 # From values to bytes ---------------------------------------------------------------------------------------------
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The bytes of every file, the manifest last."""
     tensors: dict[str, Tensor] = {}
-    optimizer = _encode(checkpoint.optimizer, "optimizer", tensors)
-    state = {"state": _encode(checkpoint.state, "state", None), "optimizer": optimizer}
+    optimizer = encode(checkpoint.optimizer, "optimizer", tensors)
+    state = {"state": encode(checkpoint.state, "state", None), "optimizer": optimizer}
     files = {
         MODEL: _pack(checkpoint.parameters, "parameters"),
         OPTIMIZER: _pack(tensors, "optimizer"),
         RANDOM: _pack(checkpoint.random, "random"),
-        STATE: _dump(state),
-        CONFIG: _dump(_encode(checkpoint.config, "config", None)),
+        STATE: dump(state),
+        CONFIG: dump(encode(checkpoint.config, "config", None)),
     }
     for name in (STATE, CONFIG):
         if len(files[name]) > JSON_LIMIT:
@@ -259,7 +199,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         version = "unknown"
     versions = {"pyrovae": version, "torch": str(torch.__version__), "pyro": pyro.__version__}
-    files[MANIFEST] = _dump({"format_version": FORMAT_VERSION, "versions": versions, "files": listed})
+    files[MANIFEST] = dump({"format_version": FORMAT_VERSION, "versions": versions, "files": listed})
     return files
 
 
@@ -279,46 +219,12 @@ def _pack(tensors: dict[str, Tensor], field_name: str) -> bytes:
     return safetensors.torch.save(copies)
 
 
-def _encode(value: Any, where: str, tensors: dict[str, Tensor] | None, depth: int = 0) -> Any:
-    """What JSON can hold of `value`; tensors go to `tensors` where that is given."""
-    if depth > DEPTH_LIMIT:
-        raise ValueError(f"{where[:60]}... is nested deeper than {DEPTH_LIMIT} levels; flatten it")
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return float(value) if math.isfinite(value) else {"$float": str(float(value))}
-        case list():
-            return [_encode(item, f"{where}.{i}", tensors, depth + 1) for i, item in enumerate(value)]
-        case tuple():
-            return {"$tuple": [_encode(item, f"{where}.{i}", tensors, depth + 1) for i, item in enumerate(value)]}
-        case dict():
-            items = [(key, _encode(item, f"{where}.{key}", tensors, depth + 1)) for key, item in value.items()]
-            if all(isinstance(key, str) and not key.startswith("$") for key in value):
-                return dict(items)
-            if bad := [key for key in value if not isinstance(key, str | int | float | None)]:
-                raise TypeError(f"{where} has a key {bad[0]!r}, wanted str, int, float, bool or None; convert the key")
-            return {"$dict": [[_encode(key, where, None), item] for key, item in items]}
-        case Tensor() if tensors is not None:
-            while where in tensors:  # keys 0 and "0" side by side
-                where += "'"
-            tensors[where] = value
-            return {"$tensor": where}
-    wanted = "None, bool, int, float, str, or a list, tuple or dict of these"
-    fix = "pass value.item() or value.tolist()" if hasattr(value, "tolist") else "pass str(value)"
-    raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__name__}, wanted {wanted}; {fix}")
-
-
-def _dump(value: Any) -> bytes:
-    return (json.dumps(value, allow_nan=False, indent=1) + "\n").encode("ascii")
-
-
 # From bytes to values ---------------------------------------------------------------------------------------------
 
 
 def _verified(path: Path) -> dict[str, bytes]:
     """The bytes of the five files, each as the manifest has it: what is hashed is what is parsed."""
-    manifest = _load(_bytes(path / MANIFEST), MANIFEST)
+    manifest = load(_bytes(path / MANIFEST), MANIFEST)
     if manifest.get("format_version") != FORMAT_VERSION:
         version = str(manifest.get("format_version"))[:20]
         raise ValueError(f"{MANIFEST} has format version {version}, this pyrovae reads {FORMAT_VERSION}")
@@ -350,43 +256,6 @@ def _bytes(path: Path, size: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-def _load(data: bytes, name: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not in the standard")
-
-    try:
-        value = json.loads(str(data, "utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not strict JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds a {type(value).__name__}, wanted a JSON object")
-    return value
-
-
-def _decode(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
-    """The inverse of `_encode`."""
-    if depth > DEPTH_LIMIT:
-        raise ValueError(f"more than {DEPTH_LIMIT} levels of nesting")
-    match value:
-        case list():
-            return [_decode(item, tensors, depth + 1) for item in value]
-        case {"$float": "nan" | "inf" | "-inf" as number, **rest} if not rest:
-            return float(number)
-        case {"$tuple": list(items), **rest} if not rest:
-            return tuple(_decode(item, tensors, depth + 1) for item in items)
-        case {"$tensor": str(name), **rest} if not rest and name in tensors:
-            return tensors[name]
-        case {"$dict": list(items), **rest} if not rest and all(isinstance(p, list) and len(p) == 2 for p in items):
-            pairs = [(_decode(key, {}), _decode(item, tensors, depth + 1)) for key, item in items]
-            if all(isinstance(key, str | int | float | None) for key, _ in pairs):
-                return dict(pairs)
-        case dict() if not any(key.startswith("$") for key in value):
-            return {key: _decode(item, tensors, depth + 1) for key, item in value.items()}
-        case None | bool() | int() | float() | str():
-            return value
-    raise ValueError(f"an unknown value {str(value)[:60]}")
-
-
 def _parse(files: dict[str, bytes]) -> Checkpoint:
     tensors = {}
     for name in (MODEL, OPTIMIZER, RANDOM):
@@ -397,10 +266,10 @@ def _parse(files: dict[str, bytes]) -> Checkpoint:
             raise ValueError(f"{name} is not in the safetensors format ({error})") from error
     values = []
     for name, keys in ((STATE, ("state", "optimizer")), (CONFIG, ())):
-        loaded = _load(files[name], name)
+        loaded = load(files[name], name)
         try:
             # -1, because state.json has one level more than each of the two values in it.
-            value = _decode(loaded, tensors[OPTIMIZER] if name == STATE else {}, -1)
+            value = decode(loaded, tensors[OPTIMIZER] if name == STATE else {}, -1)
         except ValueError as error:
             raise ValueError(f"{name} has {error}") from error
         if not isinstance(value, dict) or not all(isinstance(value.get(key), dict) for key in keys):

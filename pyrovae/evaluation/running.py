@@ -1,0 +1,207 @@
+"""Running a pair on data without training it: on its device, in evaluation mode, on random states of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from pyrovae.data import Data, Split, Stream, match
+from pyrovae.data.seeds import ORDER, seeded_generator
+from pyrovae.models.base import Functions, PairLike, as_pair, evaluation_mode, isolated_random_state, structure
+
+__all__ = ["BUDGET", "Evaluation", "check_counts", "evaluating", "first_rows", "fixed_rows", "held_out"]
+
+BUDGET = 2**22  # numbers of data and latents that are worked on at once; activations take a few times as many
+ROWS = 128  # per batch, where the budget allows as many
+
+
+def held_out(data: Any) -> tuple[str, Any]:
+    """What to evaluate on: the test split, else the validation split, else the data themselves; with its name.
+
+    >>> held_out(torch.zeros(3))[0]
+    'data'
+    """
+    if isinstance(data, Data):
+        name = "test" if data.test is not None else "validation" if data.validation is not None else "train"
+        return name, data.splits[name]
+    return "data", data
+
+
+def fixed_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> Split | Stream:
+    """Held-out data as a pair's model takes them, the transform of a Split applied once, drawn from `seed`.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: what `pyrovae.data.match` takes; of `Data` the split that `held_out` gives.
+        seed: of the transform: each row comes out alike, whatever is done with it.
+        count: only the first rows; of a Stream there are always all.
+    """
+    rows = match(held_out(data)[1], as_pair(pair).model)
+    if isinstance(rows, Stream):
+        return rows
+    return rows.fixed(seed) if count is None else rows.fixed(seed).subset(slice(count))
+
+
+def first_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> tuple[Tensor, ...]:
+    """The first `count` rows that `fixed_rows` gives, or all, as one batch."""
+    rows = fixed_rows(pair, data, seed, count)
+    return next(rows.sequential(count or len(rows)))
+
+
+class Evaluation:
+    """A pair on data: what to run on which rows, and how, in `ready`.
+
+    Iterating gives `(run, batch, covered)`: the pair, a batch on its device, and which rows of the data it covers. For
+    a model that subsamples the data by itself each batch is all the data, and `run` has the rows of its plate set.
+
+    Args:
+        pair, data, plate, seed, batch_size, particles: see `evaluating`.
+        max_rows: take at most this many rows, chosen by `seed`.
+
+    Attributes:
+        pair: the pair.
+        rows: the data.
+        known: the pair's structure on their first rows.
+        batch_size: rows at once.
+    """
+
+    def __init__(
+        self,
+        pair: Any,
+        data: Any,
+        *,
+        plate: str | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        max_rows: int | None = None,
+        particles: int = 1,
+    ):
+        self.pair: PairLike = as_pair(pair)
+        check_counts(batch_size=batch_size, max_rows=max_rows)
+        self.rows = _chosen(fixed_rows(self.pair, data, seed), max_rows, seed)
+        if batch_size is None:
+            fitting = max(1, BUDGET // (particles * max(1, math.prod(self.rows.event_shape))))
+            batch_size = len(self.rows) if isinstance(self.pair.guide, AutoGuide) else min(ROWS, fitting)
+        self.batch_size = min(batch_size, len(self.rows))
+        self.device, self.dtype = _home(self.pair)
+        self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
+        with self.ready(seed):
+            self.known = structure(self.pair, *self.batch(), plate=plate)
+        self.modules += self.known.modules
+        self.subsamples = self.known.rows < self.batch_size
+
+    @contextlib.contextmanager
+    def ready(self, seed: int) -> Iterator[None]:
+        """Evaluation mode, no gradients, and random states that start from `seed`; all as before afterwards."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(isolated_random_state(seed))
+            stack.enter_context(torch.no_grad())
+            if self.device is not None and self.device.type != "cpu":
+                stack.enter_context(self.device)  # for tensors that a user's program makes
+            stack.enter_context(evaluation_mode(*self.modules))
+            yield
+
+    def __iter__(self) -> Iterator[tuple[PairLike, tuple[Tensor, ...], slice]]:
+        total, size = len(self.rows), self.known.rows
+        if self.subsamples:
+            batch = self.batch(total)
+            for start in range(0, total, size):
+                covered = slice(min(start, total - size), min(start + size, total))  # the last ones overlap
+                yield self._at(torch.arange(covered.start, covered.stop)), batch, covered
+            return
+        batches, start = self.rows.sequential(self.batch_size), 0
+        while start < total:
+            with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
+                batch = next(batches)
+            yield self.pair, self._moved(batch), slice(start, start + len(batch[0]))
+            start += len(batch[0])
+
+    def batch(self, size: int | None = None) -> tuple[Tensor, ...]:
+        """The first rows of the data."""
+        with torch.device("cpu"):
+            batch = next(self.rows.sequential(self.batch_size if size is None else size))
+        return self._moved(batch)
+
+    def join(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """Results of all batches, each with its rows in `dim`, as one for all rows of the data."""
+        *before, last = parts
+        missing = len(self.rows) - sum(part.size(dim) for part in before)
+        return torch.cat([*before, last.narrow(dim, last.size(dim) - missing, missing)], dim)
+
+    def _moved(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(self.device, self.dtype if tensor.is_floating_point() else None) for tensor in batch)
+
+    def _at(self, rows: Tensor) -> PairLike:
+        chosen = Trace()
+        chosen.add_node(self.known.plate, name=self.known.plate, type="sample", value=rows, is_observed=False, infer={})
+        return Functions(poutine.replay(self.pair.model, trace=chosen), poutine.replay(self.pair.guide, trace=chosen))
+
+
+@contextlib.contextmanager
+def evaluating(
+    pair: Any, data: Any, *, plate: str | None = None, seed: int = 0, batch_size: int | None = None, particles: int = 1
+) -> Iterator[Evaluation]:
+    """A pair in evaluation mode on data, without gradients, on random states of its own; all as before afterwards.
+
+    Args:
+        pair: see `pyrovae.as_pair`.
+        data: what `pyrovae.data.match` takes; of `Data` the test split, else the validation split, else the training
+            split. The transform of a Split is applied once, drawn from `seed`.
+        plate: name of the data plate, where it is not plain.
+        seed: of all draws.
+        batch_size: rows at once. Default: 128, or fewer so that `BUDGET` bounds rows x particles x size of a datum;
+            all, where the guide is an autoguide.
+        particles: how many are to be drawn at once.
+
+    Raises:
+        TypeError, ValueError: for a pair or data that can't work.
+    """
+    on = Evaluation(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=particles)
+    with on.ready(seed):
+        yield on
+
+
+def check_counts(**counts: Any) -> None:
+    """Each is a whole number of at least 1, or None.
+
+    Raises:
+        TypeError, ValueError: otherwise.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is {value!r}, a whole number is wanted; pass {name}=100, say")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, at least 1 is wanted; pass {name}=100, say")
+
+
+def _chosen(rows: Split | Stream, count: int | None, seed: int) -> Split | Stream:
+    """`count` rows by `seed`, where there are more."""
+    if count is None or count >= len(rows):
+        return rows
+    if isinstance(rows, Split):
+        order = torch.randperm(len(rows), generator=seeded_generator("cpu", seed, ORDER, 0), device="cpu")
+        return rows.subset(order[:count])
+    tensors = dict(zip(rows.names, next(rows.batches(count, seed=seed, epoch=0)), strict=True))
+    return Split({name: tensors[name] for name in rows.fields if name in tensors}).select(*rows.names)
+
+
+def _home(pair: PairLike) -> tuple[torch.device | None, torch.dtype | None]:
+    """Device and dtype that the pair's parameters have in common."""
+    owners = [getattr(part, "__self__", part) for part in (pair if isinstance(pair, tuple) else [pair])]
+    inner = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    modules = [module for module in [*owners, *inner] if isinstance(module, nn.Module)]
+    tensors = [tensor for module in modules for tensor in module.parameters()]
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not tensors:  # parameters in Pyro's store, which may be another program's
+        tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters() if tensor.device.type != "cpu"]
+    devices = {tensor.device for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None

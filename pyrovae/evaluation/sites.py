@@ -1,0 +1,107 @@
+"""The sites of a pair: which one is meant, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyrovae.evaluation.running import Evaluation
+from pyrovae.models.base import PairLike, Structure, random_sites
+
+__all__ = ["given", "guide_traces", "is_discrete", "latent_site", "mean_of", "observed_site", "rows_first"]
+
+
+def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False) -> dict[str, Any]:
+    """A latent site that the guide samples for each datum: by name, or the first continuous one in the model's order.
+
+    Args:
+        on: the pair on data.
+        name: of the site.
+        vector: whether its value has to be a vector (of an event shape with one dim).
+
+    Raises:
+        ValueError: if there is none; it names those there are.
+    """
+    trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
+    sites = {
+        site["name"]: site
+        for site in random_sites(trace)
+        if not site["is_observed"] and any(frame.name == on.known.plate for frame in site["cond_indep_stack"])
+    }
+    fitting = [s for s in sites if not is_discrete(sites[s]) and (not vector or sites[s]["fn"].event_dim == 1)]
+    shapes = {s: tuple(site["fn"].event_shape) for s, site in sites.items()}
+    kind = "continuous vector" if vector else "continuous latent"
+    if name is None:
+        name = next((s for s in on.known.latent if s in fitting), None)
+        if name is None:
+            raise ValueError(
+                f"the guide samples no {kind} for each datum, only {shapes or 'none'}; name another latent"
+            )
+    elif name not in sites:
+        raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")
+    elif vector and name not in fitting:
+        raise ValueError(f"latent {name!r} has event shape {shapes[name]} and is no {kind}; name one of {fitting}")
+    return sites[name]
+
+
+def observed_site(known: Structure, name: str | None = None) -> str:
+    """The name of a site that the model observes: the given one, else x, else the only one.
+
+    Raises:
+        ValueError: if there is none; it names those there are.
+    """
+    if name is None:
+        name = "x" if "x" in known.observed else known.observed[0] if len(known.observed) == 1 else None
+        asked = "the model observes several sites" if known.observed else "the model observes no site"
+    else:
+        asked = f"site={name!r} is no observed site"
+    if name is None or name not in known.observed:
+        fix = f"pass site= with one of {list(known.observed)}" if known.observed else "observe the data with obs="
+        raise ValueError(f"{asked}; {fix}")
+    return name
+
+
+def is_discrete(site: dict[str, Any]) -> bool:
+    """Whether a site's values are."""
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except (AttributeError, NotImplementedError):
+        return bool(site["fn"].has_enumerate_support)
+
+
+def mean_of(site: dict[str, Any]) -> Tensor | None:
+    """The mean of a site's distribution, if it is defined and finite."""
+    try:
+        mean = site["fn"].mean
+    except (AttributeError, NotImplementedError):
+        return None
+    return mean if torch.isfinite(mean).all() else None
+
+
+def given(site: dict[str, Any], sample: bool) -> Tensor:
+    """What a site gives: the mean of its distribution or else a draw, never the value that the trace has; rows first.
+
+    An observed site's value in a trace is the observation itself.
+    """
+    mean = None if sample else mean_of(site)
+    return rows_first(site["fn"].sample() if mean is None else mean, site)
+
+
+def rows_first(value: Tensor, site: dict[str, Any]) -> Tensor:
+    """(nested plates..., B, *event) to (B, nested plates..., *event)."""
+    return value.movedim(value.dim() - site["fn"].event_dim - 1, 0)
+
+
+def guide_traces(run: PairLike, batch: Sequence[Any], name: str, num_samples: int) -> Iterator[Trace]:
+    """Traces of the guide whose means at a site average to E_q[site | x]: one where it is exact, else `num_samples`."""
+    trace = poutine.trace(run.guide).get_trace(*batch)
+    yield trace
+    before = next(site["name"] for site in random_sites(trace) if not site["is_observed"])
+    if before != name or mean_of(trace.nodes[name]) is None:
+        for _ in range(num_samples - 1):
+            yield poutine.trace(run.guide).get_trace(*batch)
