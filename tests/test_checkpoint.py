@@ -596,3 +596,11 @@ def test_cuda_generator_and_tensors_round_trip(tmp_path):
     set_random_state(again.random)
     assert torch.equal(torch.randn(4, device="cuda"), want)
     assert same(again.parameters["weight"], weight.cpu())
+
+
+def test_random_states_stay_on_the_cpu_where_new_tensors_do_not(tmp_path):
+    with torch.device("meta"):  # as fit puts a user's new tensors on the GPU
+        path = save(Checkpoint({"w": torch.ones(3, device="cpu")}, random=random_state()), tmp_path, step=1)
+        again = read(path)
+        set_random_state(again.random)
+    assert all(state.device.type == "cpu" for state in (*again.random.values(), again.parameters["w"]))
