@@ -445,3 +445,16 @@ def test_a_discrete_guide_is_refused_by_name():
         pytest.raises(ValueError, match=r"guide site 'y' \(Categorical\) has no repar"),
     ):
         ELBO().differentiable_loss(labelled_model, guide, torch.zeros(3, dtype=torch.float64))
+
+
+def test_a_factor_outside_the_plate_belongs_to_no_weight():
+    def model(x):
+        pyro.factor("shared", x.new_tensor(3.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(x * 0, 1.0), obs=x)
+
+    x = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"sites \['shared'\] lie outside the plate 'data'"):
+        log_weights((model, lambda x: None), x)
+    want = -3.0 - dist.Normal(x * 0, 1.0).log_prob(x).sum()  # once for all data, in a loss over all of them
+    torch.testing.assert_close(ELBO().differentiable_loss(model, lambda x: None, x), want)

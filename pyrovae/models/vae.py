@@ -61,6 +61,10 @@ class VAE(Pair):
         super().__init__()
         event_shape = as_shape(event_shape)
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
+        if decoder is MLP:
+            raise TypeError(
+                "decoder is MLP, which takes no event_shape; leave it out and pass hidden=, or pass an MLP(...)"
+            )
         self.event_shape, self.latent_dim = event_shape, latent_dim
         self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
         self.decoder = filled(

@@ -43,7 +43,7 @@ class Objective(pyro.infer.ELBO):
             raise ValueError(f"num_particles is {num_particles!r}; pass a whole number of at least 1")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
-        self._known: WeakKeyDictionary[Any, dict[int, Structure]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Structure]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         arguments = inspect.signature(type(self)).parameters
@@ -71,8 +71,8 @@ class Objective(pyro.infer.ELBO):
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum over the data, as a differentiable scalar in nats."""
         pair = Functions(partial(model, **kwargs), partial(guide, **kwargs)) if kwargs else Functions(model, guide)
-        by_guide = self._known.setdefault(getattr(model, "__self__", model), {})
-        owner = id(getattr(guide, "__self__", guide))
+        by_guide = self._known.setdefault(getattr(model, "__self__", model), WeakKeyDictionary())
+        owner = getattr(guide, "__self__", guide)
         if owner not in by_guide:
             by_guide[owner] = structure(pair, *args, plate=self.plate)
         drawn = ledger(pair, *args, num_particles=self.num_particles, known=by_guide[owner])

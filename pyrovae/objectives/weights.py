@@ -124,6 +124,12 @@ class Ledger:
     def log_weights(self) -> Tensor:
         """log sum_y p(x, y, z_y) / q(z_y | x, y), shape (K, B): the weights of evaluation."""
         self._refuse_global()
+        local = {id(term) for term in self.draws[0].local}
+        if outside := [term.name for term in self.terms if id(term) not in local]:
+            raise ValueError(
+                f"sites {outside} lie outside the plate {self.known.plate!r} and belong to no datum's weight; "
+                "put them inside, or use ELBO()"
+            )
         return self._collect(lambda draw: draw.log_weights(one, keep_guide=False))
 
     def bound(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:

@@ -417,7 +417,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
     def handle(*_: Any) -> None:
         run.interrupted = True

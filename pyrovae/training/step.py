@@ -48,6 +48,11 @@ class Step(nn.Module):
                 f"objective is {objective!r}, not an objective; pass an instance, pyrovae.ELBO() or "
                 "pyro.infer.Trace_ELBO() for example"
             )
+        if isinstance(objective, pyro.infer.ReweightedWakeSleep):
+            raise TypeError(
+                "objective is pyro.infer.ReweightedWakeSleep, which weighs whole batches and not data; "
+                "pass pyrovae.ELBO() or pyrovae.IWAE(5), say"
+            )
         # Pyro's objectives remember the plates of the pair that they first saw.
         self.objective = objective if isinstance(objective, Objective) else copy.deepcopy(objective)
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat

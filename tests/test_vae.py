@@ -1,0 +1,74 @@
+"""The VAE's own density against the formula by hand, and what its slots take."""
+
+import math
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyrovae as pv
+from pyrovae.nets import MLP
+
+
+def test_log_weights_are_the_formula_by_hand():
+    torch.manual_seed(0)
+    vae = pv.VAE((6,), latent_dim=3, hidden=(5,)).double()
+    x = torch.rand(4, 6, dtype=torch.float64).round()
+    drawn = pv.ledger(vae, x, num_particles=7)
+    z = drawn.values["z"]
+    log_prior = (-(z**2) / 2 - math.log(2 * math.pi) / 2).sum(-1)
+    loc, log_variance = vae.posterior.head(vae.encoder(x))
+    scale = 1e-4 + torch.exp(log_variance / 2)
+    log_q = (-(((z - loc) / scale) ** 2) / 2 - scale.log() - math.log(2 * math.pi) / 2).sum(-1)
+    (logits,) = vae.likelihood.head(vae.decoder(z))
+    p = torch.sigmoid(logits)
+    log_likelihood = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
+    torch.testing.assert_close(drawn.log_weights(), log_prior + log_likelihood - log_q)
+
+
+def test_slots_take_modules_classes_and_partials():
+    encoder = nn.Sequential(nn.Flatten(-2), nn.Linear(8, 7), nn.ReLU())  # says nothing of its shapes
+    vae = pv.VAE(
+        (2, 4),
+        3,
+        encoder=encoder,
+        decoder=MLP(3, (9,)),
+        likelihood=partial(pv.conditionals.FixedNormal, scale=0.5),
+        prior=pv.priors.StandardNormal(3),
+    )
+    assert vae.encoder is encoder
+    assert pv.log_weights(vae, torch.randn(5, 2, 4), num_particles=2).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: pv.VAE((4,), 0), ValueError, "latent_dim is 0"),
+        (lambda: pv.VAE((4,), 2.5), TypeError, "latent_dim is 2.5"),
+        (lambda: pv.VAE((4,), 2, decoder=MLP), TypeError, "decoder is MLP, which takes no event_shape"),
+        (lambda: pv.VAE((4,), 2, prior="normal"), TypeError, "prior is 'normal', not a module nor a class"),
+        (lambda: pv.VAE((4,), 2, likelihood=lambda *_: 3), TypeError, "likelihood is <function"),
+    ],
+)
+def test_bad_slots_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_another_event_shape_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"x has event shape \(5,\), the network expects \(4,\)"):
+        pv.fit(pv.VAE((4,), 2), torch.ones(8, 5), max_epochs=1, progress=False)
+
+
+def test_an_objective_that_weighs_whole_batches_is_refused():
+    with pytest.raises(TypeError, match="ReweightedWakeSleep, which weighs whole batches"):
+        pv.fit(pv.VAE((4,), 2), torch.ones(8, 4), objective=pyro.infer.ReweightedWakeSleep(num_particles=2))
+
+
+def test_networks_are_exported_without_pyro():
+    vae = pv.VAE((1, 8, 8), 2)
+    x = torch.rand(3, 1, 8, 8)
+    exported = torch.export.export(vae.encoder, (x,)).module()
+    torch.testing.assert_close(exported(x), vae.encoder(x))
