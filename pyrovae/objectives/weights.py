@@ -25,7 +25,8 @@ def log_weights(pair: Any, *batch: Any, num_particles: int = 1, plate: str | Non
 
     Discrete sites marked `infer={"enumerate": "parallel"}`, of the model or the guide, are summed inside the weight.
     Masked sites count where their mask is true; the data plate's own subsampling scale N/B and `poutine.scale` do not
-    count, so that the values are densities per datum.
+    count, so that the values are densities per datum. Factors and observations outside the data plate belong to no
+    datum and do not count either; `ELBO` has them, once for all data.
 
     Args:
         pair: see `pyrovae.as_pair`.
@@ -124,12 +125,6 @@ class Ledger:
     def log_weights(self) -> Tensor:
         """log sum_y p(x, y, z_y) / q(z_y | x, y), shape (K, B): the weights of evaluation."""
         self._refuse_global()
-        local = {id(term) for term in self.draws[0].local}
-        if outside := [term.name for term in self.terms if id(term) not in local]:
-            raise ValueError(
-                f"sites {outside} lie outside the plate {self.known.plate!r} and belong to no datum's weight; "
-                "put them inside, or use ELBO()"
-            )
         return self._collect(lambda draw: draw.log_weights(one, keep_guide=False))
 
     def bound(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
