@@ -457,3 +457,23 @@ def test_a_factor_outside_the_plate_belongs_to_no_weight():
     torch.testing.assert_close(log_weights((model, lambda x: None), x)[0], dist.Normal(x * 0, 1.0).log_prob(x))
     want = -3.0 - dist.Normal(x * 0, 1.0).log_prob(x).sum()  # once for all data, in a loss over all of them
     torch.testing.assert_close(ELBO().differentiable_loss(model, lambda x: None, x), want)
+
+
+@pytest.mark.parametrize(
+    "handler", [pyro.poutine.mask(mask=torch.tensor([True, False])), pyro.poutine.scale(scale=0.5)]
+)
+def test_no_closed_form_where_model_and_guide_weigh_a_site_differently(handler):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            with handler:
+                z = pyro.sample("z", dist.Normal(x * 0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.5))
+
+    x = torch.tensor([0.3, -1.0], dtype=torch.float64)
+    drawn = ledger((model, guide), x, num_particles=3)
+    assert drawn.closed_form_kl() == {}
+    torch.testing.assert_close(drawn.elbo(), drawn.elbo(closed_form=False))

@@ -139,8 +139,6 @@ class Draw:
                 continue
             if not same(p.scale, q.scale) or p.site["mask"] is not q.site["mask"]:
                 continue
-            if self.model_symbols and not self.model_symbols.isdisjoint(_symbols(p)):
-                continue
             try:
                 minus_kl = -torch.distributions.kl_divergence(q.site["fn"], p.site["fn"])
             except NotImplementedError:
