@@ -16,7 +16,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pyrovae.data import Split, Stream
@@ -26,6 +26,7 @@ from pyrovae.training import checkpoint
 from pyrovae.training.history import History
 from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
+from pyrovae.training.update import Update
 
 __all__ = ["Callback", "Loop", "Run"]
 
@@ -127,7 +128,7 @@ class Loop:
             )
         self.optimizer = made
         self.scheduler = None if schedule is None else schedule(self.optimizer)
-        self.clip_norm = clip_norm
+        self.update = Update(self.step, self.optimizer, clip_norm=clip_norm)
 
     def train(
         self,
@@ -180,13 +181,9 @@ class Loop:
         for batch in self._batches(skip=epoch.steps):
             for schedule in self.schedules.values():
                 schedule.update(run.epoch + epoch.steps / self.steps_per_epoch)
-            self.optimizer.zero_grad(set_to_none=True)
             # Pyro checks every value at every site: once through the data is enough.
             with autocast, pyro.validation_enabled(run.epoch == 0):
-                loss = self._backward(batch)
-            if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.step.known.parameters.values(), self.clip_norm)
-            self.optimizer.step()
+                loss = self.update(*batch)
             run.step += 1
             epoch.add(loss, len(batch[0]))
             if len(epoch.unread) >= READ_EVERY:
@@ -197,16 +194,6 @@ class Loop:
             if run.interrupted:
                 break
         self._read(batch)
-
-    def _backward(self, batch: tuple[Tensor, ...]) -> Tensor:
-        try:
-            return self.step.backward(*batch)
-        except ValueError:  # Pyro's checks may meet what is no longer finite before the loss does
-            with pyro.validation_enabled(False):
-                loss = self.step.backward(*batch)
-            if torch.isfinite(loss):
-                raise
-            return loss
 
     def _batches(self, skip: int) -> Iterator[tuple[Tensor, ...]]:
         if self.subsamples_itself:
