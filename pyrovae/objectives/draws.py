@@ -183,7 +183,7 @@ class Draw:
                     f"site {term.name!r} has weight {weight(term)}, the enumerated sites that it depends on {common}; "
                     "give all of them the same poutine.scale or beta"
                 )
-            if term.kind == "observed" and not same(weight(term), common) and float(common) == 0:
+            if term.kind == "observed" and not same(weight(term), common) and _is_zero(common):
                 raise ValueError(
                     f"the enumerated sites have weight 0, but observed site {term.name!r} depends on them, so that "
                     "no bound is left; use a weight above 0"
@@ -259,12 +259,18 @@ def _leaf(value: Tensor) -> Tensor:
 
 
 def same(a: float | Tensor, b: float | Tensor) -> bool:
-    """Whether two weights are equal."""
+    """Whether two weights are equal, whatever the values that tensors may take later."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or (a.shape == b.shape and bool((a == b).all()))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return all(not isinstance(w, Tensor) or w.numel() == 1 for w in (a, b)) and float(a) == float(b)
-    return a == b
+        return a is b or _same_value(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _same_value(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _is_zero(weight: float | Tensor) -> bool:
+    return float(weight) == 0
 
 
 def draw_terms(pair: PairLike, batch: Sequence[Any], num_particles: int, known: Structure) -> Draw:

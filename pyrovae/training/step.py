@@ -69,7 +69,10 @@ class Step(nn.Module):
             loss = getattr(self.objective, "differentiable_loss", loss)
         with _PlateSize(self.known.plate) as plate:
             value = loss(self.pair.model, self.pair.guide, *batch)
-        return _tensor(value) / plate.size
+        value = _tensor(value)
+        if value.requires_grad:  # where it is captured, what Pyro sums in Python is a tensor in double precision
+            value = value.to(next(p.dtype for p in self.known.parameters.values() if p.is_floating_point()))
+        return value / plate.size
 
     def backward(self, *batch: Any) -> Tensor:
         """Add the gradients to the parameters' `.grad`, and return the loss."""

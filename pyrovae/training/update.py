@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor, nn
@@ -18,12 +21,21 @@ class Update:
         step: what is minimised.
         optimizer: of the step's parameters.
         clip_norm: largest norm of all gradients together.
+        autocast: a context in which losses are computed.
     """
 
-    def __init__(self, step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None):
+    def __init__(
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        autocast: contextlib.AbstractContextManager[Any] | None = None,
+    ):
         self.step = step
         self.optimizer = optimizer
         self.clip_norm = clip_norm
+        self.autocast = contextlib.nullcontext() if autocast is None else autocast
         self.parameters = list(step.known.parameters.values())
 
     def __call__(self, *batch: Tensor) -> Tensor:
@@ -36,9 +48,10 @@ class Update:
         """Set the parameters' `.grad` to the gradients of one batch, and return its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            return self.step.backward(*batch)
+            with self.autocast:
+                return self.step.backward(*batch)
         except ValueError:  # Pyro's checks may meet what is no longer finite before the loss does
-            with pyro.validation_enabled(False):
+            with self.autocast, pyro.validation_enabled(False):
                 loss = self.step.backward(*batch)
             if torch.isfinite(loss):
                 raise

@@ -1,0 +1,194 @@
+"""Capture: what a Python function does to tensors, recorded once as a graph of tensor operations.
+
+Forward and backward passes are recorded together, as they run, by `make_fx`: custom backwards and tensor hooks are in
+the graph, as operations like any other, which `torch.export` of a forward pass would drop. Handlers, plates and other
+Python run while recording, and never again.
+
+Whatever Python decides by a tensor's value would be frozen. Such reads are refused, with the user's own line, save for
+those that Pyro itself makes and that have an answer for every value: see `_ANSWERS`.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["CaptureError", "Graph", "capture"]
+
+# Pyro's stack of handlers and its settings belong to the whole process.
+_LOCK = threading.RLock()
+_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (torch, pyro))
+_OURS = str(Path(__file__).parents[1]) + os.sep
+
+
+class CaptureError(RuntimeError):
+    """A function can't be recorded as a graph; the message says why, and on which line of whose program."""
+
+
+class Graph:
+    """A recorded function: `graph(*batch)` computes what the function did, with the tensors of now.
+
+    Attributes:
+        module: the operations, a `torch.fx.GraphModule` called with `inputs`.
+        inputs: every tensor that the function read or changed, save for those it made itself. Objects that the caller
+            named come first, in that order; the rest was found while recording.
+    """
+
+    def __init__(self, module: GraphModule, inputs: list[Tensor]):
+        self.module = module
+        self.inputs = inputs
+
+
+def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+    """Run a function once and record it.
+
+    What it changes in place is changed by this run too; the caller restores it.
+
+    Args:
+        function: reads and changes tensors, by whatever names it knows them.
+        inputs: the tensors whose values may differ from call to call; others that the function reaches are found and
+            become inputs as well, so that a tensor that is changed in place later is never frozen.
+
+    Raises:
+        CaptureError: where Python depends on the value of a tensor, or torch can't record an operation.
+    """
+
+    def run(*_: Tensor) -> tuple[Tensor, ...]:
+        with _Reads():
+            return tuple(function())
+
+    with _LOCK, pyro.validation_enabled(False):
+        try:
+            module = make_fx(run, tracing_mode="real")(*inputs)
+        except CaptureError:
+            raise
+        except Exception as error:  # whatever torch, Pyro or the program raise while they are recorded
+            said = " ".join(str(error).split())[:160] or type(error).__name__
+            raise CaptureError(f"{said}{_line_of(error.__traceback__)}") from error
+    return Graph(module, [*inputs, *_lift_constants(module)])
+
+
+def _lift_constants(module: GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that a function reached without being given them; literals stay constants."""
+    found: dict[str, Tensor] = {}
+    graph = module.graph
+    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    placeholders: dict[str, torch.fx.Node] = {}
+    for node in list(graph.nodes):
+        node.meta.clear()  # shapes noted while recording belong to no fake mode of inductor's
+        if node.op != "get_attr" or not isinstance(value := getattr(module, node.target, None), Tensor):
+            continue
+        if all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):
+            continue
+        if node.target not in placeholders:
+            with graph.inserting_after(last_input):
+                last_input = placeholders[node.target] = graph.placeholder(f"found_{len(found)}")
+            found[node.target] = value
+        node.replace_all_uses_with(placeholders[node.target])
+        graph.erase_node(node)
+    module.recompile()
+    return list(found.values())
+
+
+class _Reads(TorchFunctionMode):
+    """Decides what happens where Python reads the value of a tensor that is being recorded."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is _DATA:  # .data would be a tensor that nobody has recorded
+            return args[0].detach()
+        if function is Tensor.register_hook and _caller(sys._getframe(1)).f_code.co_name in _ANSWERS:
+            return None  # a look at gradients, which has an answer already
+        if function in _SELECTIONS:
+            frame = _caller(sys._getframe(1))
+            if frame.f_code.co_name == "compute_expectation":  # Pyro's Dice, which sums what it selects
+                return torch.where(args[1], args[0], 0.0)
+        elif function in _READS and isinstance(args[0], Tensor):
+            frame = _caller(sys._getframe(1))
+            name, file = frame.f_code.co_name, frame.f_code.co_filename
+            if file.startswith(_LIBRARIES) and name in _ANSWERS:
+                return _ANSWERS[name]
+            if file.startswith(_LIBRARIES[1] + "infer") and function is Tensor.item:  # a loss, summed in Python
+                return args[0].detach().double()
+            if name in _FIXED:
+                with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():
+                    return function(*args, **kwargs)
+            raise CaptureError(f"the program reads the value of a tensor{_line(frame)}")
+        return function(*args, **kwargs)
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_SELECTIONS = {Tensor.masked_select, torch.masked_select}
+_READS = {
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+    Tensor.__repr__,
+    Tensor.is_nonzero,
+}
+# What Pyro asks of values, by the function that asks, with the answer that is right whatever the value.
+_ANSWERS: dict[str, Any] = {
+    "warn_if_nan": False,  # fit looks at the losses itself
+    "warn_if_inf": False,
+    "is_identically_zero": math.nan,  # equal to neither 0 nor 1: no short cut
+    "is_identically_one": math.nan,
+    "compute_expectation": False,  # not all selected: see _SELECTIONS
+}
+# Functions that look at values that do not differ between calls: indices of a sequential plate, poutine.scale's.
+_FIXED = {"__iter__", "_same_value", "_is_zero"}
+
+
+def _caller(frame: FrameType | None) -> FrameType:
+    """The innermost frame outside torch."""
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES[0]):
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+def _line_of(traceback: TracebackType | None) -> str:
+    frames = []
+    while traceback is not None:
+        frames.append((traceback.tb_frame, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    theirs = [found for found in frames if _is_users(found[0])]
+    return _shown(*theirs[-1]) if theirs else ""
+
+
+def _line(frame: FrameType | None) -> str:
+    while frame is not None:
+        if _is_users(frame):
+            return _shown(frame, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def _is_users(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return not file.startswith((*_LIBRARIES, _OURS, "<")) and "site-packages" not in file
+
+
+def _shown(frame: FrameType, number: int) -> str:
+    file = frame.f_code.co_filename
+    return f" ({os.path.basename(file)}, line {number}: {linecache.getline(file, number).strip()})"

@@ -1,0 +1,331 @@
+"""The compiled update: gradients, clipping and optimizer as one graph of fused kernels, watched by the eager one."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovae.training.capture import CaptureError, Graph, capture
+from pyrovae.training.random_states import random_state, set_random_state
+from pyrovae.training.step import Step
+from pyrovae.training.update import Update
+
+__all__ = ["CompiledUpdate", "compiler", "interpreted"]
+
+MOST_GRAPHS = 16  # batch shapes, modes and settings of the optimizer, before something must be wrong
+
+
+def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+    """The graph as compiled kernels, which draw the random numbers that eager operations would."""
+    import torch._inductor  # takes seconds, which eager training need not spend
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice to torch's developers
+        return torch._inductor.compile(graph.module, [*graph.inputs], options={"fallback_random": True})
+
+
+def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
+    """The graph run operation by operation: what is captured, without what a compiler does to it."""
+    return graph.module
+
+
+def compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled here; None if it can."""
+    if not _importable("torch._inductor"):
+        return "this torch has no inductor"
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"))):
+        return "there is no C++ compiler; install g++ or clang++, or set CXX"
+    if device.type == "cuda" and not _importable("triton"):
+        return "triton is not installed"
+    return None
+
+
+@dataclass
+class _Compiled:
+    """A graph ready to run: `call(*inputs)`, of which the last are the batch."""
+
+    call: Callable[..., Sequence[Tensor]]
+    state: list[Tensor]
+    found: list[Tensor]
+    with_gradient: list[Tensor]
+    applies: bool  # whether clipping and the optimizer are in the graph
+
+
+class CompiledUpdate(Update):
+    """The same call as `Update`, by graphs that are captured from it, one for each shape of batch, and compiled.
+
+    The first step is an eager one, in which the optimizer makes its state. Each new graph is compared with the eager
+    update from the same state and random numbers, in loss, gradients, parameters and buffers; so is the next step after
+    `watch()`. On a difference, or where nothing can be captured, this and all further steps are eager ones, and
+    `failure` says why. An optimizer that needs the values of its tensors in Python stays outside of the graph.
+
+    Args:
+        step, optimizer, clip_norm, autocast: as for `Update`.
+        backend: what makes a function of a graph.
+
+    Attributes:
+        failure: one line, once it has gone back to eager steps.
+        seconds: spent on capturing and compiling.
+
+    >>> from pyrovae.models import VAE
+    >>> from pyrovae.models.base import structure
+    >>> vae, x = VAE((4,), latent_dim=2, hidden=(8,)), torch.ones(16, 4)
+    >>> step = Step(vae, None, structure(vae, x))
+    >>> update = CompiledUpdate(step, torch.optim.Adam(vae.parameters()), backend=interpreted)
+    >>> losses = [update(x) for _ in range(3)]
+    >>> update.failure is None, len(update.graphs)
+    (True, 1)
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        autocast: contextlib.AbstractContextManager[Any] | None = None,
+        backend: Callable[[Graph], Callable[..., Sequence[Tensor]]] = inductor,
+    ):
+        super().__init__(step, optimizer, clip_norm=clip_norm, autocast=autocast)
+        self.backend = backend
+        self.graphs: dict[Any, _Compiled] = {}
+        self.failure: str | None = None
+        self.seconds = 0.0
+        self.begun = bool(optimizer.state)
+        self._watched = True
+        self.learning_rates: list[Tensor] = []
+
+    def watch(self) -> None:
+        """Compare the next step with the eager one."""
+        self._watched = True
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """Move the parameters, and return the loss from before."""
+        if self.failure is None and self.begun:
+            key = self._key(batch)
+            if key in self.graphs and not self._watched:
+                return self._run(self.graphs[key], batch)
+            return self._compared(key, batch)
+        self.begun = True
+        return super().__call__(*batch)
+
+    def _key(self, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """What a graph is fixed for."""
+        return (
+            *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch),
+            *(module.training for module in self.step.known.modules),
+            *(parameter.requires_grad for parameter in self.parameters),
+            *(
+                value
+                for group in self.optimizer.param_groups
+                for name, value in group.items()
+                if name not in ("params", "lr")
+            ),
+        )
+
+    def _run(self, compiled: _Compiled, batch: tuple[Tensor, ...]) -> Tensor:
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            rate.fill_(group["lr"])
+        with torch.no_grad(), torch.autocast(batch[0].device.type, enabled=False):
+            loss, *gradients = compiled.call(*compiled.state, *batch, *compiled.found)
+        for parameter, gradient in zip(compiled.with_gradient, gradients, strict=True):
+            parameter.grad = gradient
+        if not compiled.applies:
+            self.apply()
+        return loss
+
+    # Capture and comparison -------------------------------------------------------------------------------------------
+
+    def _compared(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
+        """This step compiled if it is what the eager step would be, and eager otherwise."""
+        self._watched = False
+        random = random_state()
+        with _Undone():
+            expected = self._outcome(super().__call__(*batch))
+        set_random_state(random)
+        try:
+            if key not in self.graphs:
+                if len(self.graphs) == MOST_GRAPHS:
+                    raise CaptureError(f"{MOST_GRAPHS} shapes of batches or settings of the optimizer came already")
+                self.graphs[key] = self._captured(batch)
+        except Exception as error:  # a compiler fails in many ways, and none may cost the user's run
+            self.failure = " ".join(str(error).split())[:300] or type(error).__name__
+        set_random_state(random)
+        if self.failure is not None:
+            return super().__call__(*batch)
+        compiled = self.graphs[key]
+        tensors = [*compiled.state, *compiled.found]
+        before = [tensor.detach().clone() for tensor in tensors]
+        loss = self._run(compiled, batch)
+        difference = _difference(expected, self._outcome(loss), self._tolerance)
+        if difference is None:
+            return loss
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        set_random_state(random)
+        self.failure = (
+            f"the compiled step has another {difference} than the eager one: what the program reads in Python has "
+            "changed since, or it draws random numbers outside of torch"
+        )
+        return super().__call__(*batch)
+
+    def _captured(self, batch: tuple[Tensor, ...]) -> _Compiled:
+        began = time.perf_counter()
+        if not self.learning_rates:
+            self.learning_rates = [
+                torch.tensor(float(group["lr"]), dtype=torch.float64, device=group["params"][0].device)
+                for group in self.optimizer.param_groups
+            ]
+        kept = [tensor for values in self._named().values() for tensor in values.values()]
+        state = [*kept, *self.learning_rates]
+        for applies in (True, False):
+            recorded = _Recorded(self, batch, applies)
+            try:
+                with _Undone():
+                    graph = capture(recorded, [*state, *batch])
+                break
+            except CaptureError:
+                if not applies:
+                    raise
+        compiled = _Compiled(
+            self.backend(graph), state, graph.inputs[len(state) + len(batch) :], recorded.with_gradient, applies
+        )
+        self.seconds += time.perf_counter() - began
+        return compiled
+
+    def _named(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that a step changes, by kind and name."""
+        named = {"parameter": self.step.known.parameters, "buffer": self.step.known.buffers}
+        for name, parameter in self.step.known.parameters.items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    named.setdefault(f"optimizer's {kind}", {})[name] = value
+        return named
+
+    def _outcome(self, loss: Tensor) -> dict[str, dict[str, Tensor]]:
+        """What a step has led to, as copies."""
+        gradients = {n: p.grad for n, p in self.step.known.parameters.items() if p.grad is not None}
+        outcome = {"loss": {"": loss}, "gradient": gradients, **self._named()}
+        return {
+            kind: {name: value.detach().clone() for name, value in values.items()} for kind, values in outcome.items()
+        }
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        """The largest relative difference that rounding may make."""
+        if isinstance(self.autocast, torch.autocast) and self.autocast._enabled:
+            return 5e-2
+        return {torch.float64: 1e-7, torch.float32: 1e-3}.get(dtype, 5e-2)
+
+
+class _Recorded:
+    """One step as a function without arguments, to be captured."""
+
+    def __init__(self, update: CompiledUpdate, batch: tuple[Tensor, ...], applies: bool):
+        self.update = update
+        self.batch = batch
+        self.applies = applies
+        self.with_gradient: list[Any] = []
+
+    def __call__(self) -> list[Any]:
+        loss = self.update.gradients(*self.batch)
+        if self.applies:
+            with _tensors_only(self.update.optimizer, self.update.learning_rates):
+                self.update.apply()
+        self.with_gradient = [parameter for parameter in self.update.parameters if parameter.grad is not None]
+        return [loss, *(parameter.grad for parameter in self.with_gradient)]
+
+
+@contextlib.contextmanager
+def _tensors_only(optimizer: torch.optim.Optimizer, learning_rates: list[Tensor]) -> Iterator[None]:
+    """Have an optimizer compute with tensors where it would read their values, as it does for torch.compile."""
+    before = [dict(group) for group in optimizer.param_groups]
+    steps = [(state, state["step"]) for state in optimizer.state.values() if isinstance(state.get("step"), Tensor)]
+    flag = torch.compiler._is_compiling_flag
+    try:
+        for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
+            wanted = {"lr": rate, "capturable": True, "fused": False, "foreach": rate.is_cuda}
+            group.update({name: value for name, value in wanted.items() if name in group})
+        for state, step in steps:  # 1 - 0.999^step has lost four digits in float32
+            state["step"] = step.double()
+        torch.compiler._is_compiling_flag = True
+        yield
+        for state, step in steps:
+            step.copy_(state["step"])
+    finally:
+        torch.compiler._is_compiling_flag = flag
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.update(values)
+        for state, step in steps:
+            state["step"] = step
+
+
+class _Undone(TorchDispatchMode):
+    """Whatever tensors a block changes in place have their old values again after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for argument, value in zip(function._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in pytree.tree_leaves(value):
+                    if isinstance(tensor, Tensor):
+                        self._keep(tensor.untyped_storage())
+        return function(*args, **(kwargs or {}))
+
+    def _keep(self, storage: torch.UntypedStorage) -> None:
+        if storage.data_ptr() not in self.before:
+            with disable_proxy_modes_tracing():
+                self.before[storage.data_ptr()] = (storage, storage.clone())
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for storage, value in self.before.values():
+            storage.copy_(value)
+
+
+def _difference(
+    expected: dict[str, dict[str, Tensor]],
+    got: dict[str, dict[str, Tensor]],
+    tolerance: Callable[[torch.dtype], float],
+) -> str | None:
+    """The first tensor that is not what was expected up to rounding; NaN is equal to NaN."""
+    for kind, values in expected.items():
+        if values.keys() != got[kind].keys():
+            return f"set of {kind}s"
+        sizes = {name: _size(value) for name, value in values.items()}
+        largest = max(sizes.values(), default=0.0)
+        for name, value in values.items():
+            error = _size(value.double() - got[kind][name].double())
+            # Gradients that cancel are nothing but rounding, on the scale of the others.
+            allowed = tolerance(value.dtype) * (sizes[name] + 1e-2 * largest)
+            same_nans = torch.equal(value.isnan(), got[kind][name].isnan())
+            if error > allowed or not same_nans:
+                return f"{kind} {name}".strip()
+    return None
+
+
+def _size(value: Tensor) -> float:
+    finite = value.detach().double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def _importable(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
