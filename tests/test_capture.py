@@ -36,7 +36,7 @@ def outcome(step, run):
 
 
 def compare(step, *batch):
-    """Loss, gradients, buffers and the random stream afterwards, eager and captured, on a batch that was not captured."""
+    """Loss, gradients, buffers and the random stream afterwards, eager and captured, on another batch than captured."""
     parameters = [*step.known.parameters.values()]
     step.backward(*batch)  # what a pair finds out in its first call
     graph = captured(step, *batch)

@@ -789,6 +789,7 @@ def test_lines_tell_the_progress_and_nothing_else_is_printed(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.strip().split("\n")
+    assert lines.pop(0) == "eager steps, 40 are planned: too few to be worth compiling"
     assert len(lines) == 20
     assert lines[-1].startswith("epoch 40/40: train loss ")
     assert "validation loss" in lines[-1]

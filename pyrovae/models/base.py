@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
@@ -352,23 +354,32 @@ def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
 def _recorded_modules(pair: PairLike) -> Iterator[list[nn.Module]]:
     """The modules that run, each in evaluation mode while it does.
 
-    A global hook of torch sees every module that a program calls, whichever way it got hold of it.
+    A global hook of torch sees every module that a program calls, whichever way it got hold of it; a module of which
+    only other methods run is seen when they fetch its parts.
     """
     modules: dict[int, nn.Module] = {}
     training: list[nn.Module] = []
 
-    def enter(module: nn.Module, _: Any) -> None:
+    def enter(module: nn.Module, _: Any = None) -> None:
         modules.setdefault(id(module), module)
         if module.training:
             training.append(module)
             module.training = False
 
+    get = nn.Module.__getattr__
+
+    def fetch(module: nn.Module, name: str) -> Any:
+        enter(module)
+        return get(module, name)
+
     found: list[nn.Module] = []
     handle = register_module_forward_pre_hook(enter)
+    nn.Module.__getattr__ = fetch  # type: ignore[method-assign]
     try:
         with evaluation_mode(*(pair if isinstance(pair, Functions) else [pair])):
             yield found
     finally:
+        nn.Module.__getattr__ = get  # type: ignore[method-assign]
         handle.remove()
         for module in training:
             module.training = True
@@ -391,9 +402,14 @@ def evaluation_mode(*modules: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated_random_state(seed: int | None = None) -> Iterator[None]:
-    """Leave torch's generators, of CPU and accelerator, as they were; start from `seed` if it is given."""
+    """Leave all generators, torch's, Python's and NumPy's, as they were; start torch's from `seed` if it is given."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -13,6 +13,7 @@ from __future__ import annotations
 import linecache
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -74,10 +75,11 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
     with _LOCK, pyro.validation_enabled(False):
         try:
             module = make_fx(run, tracing_mode="real")(*inputs)
-        except CaptureError:
-            raise
         except Exception as error:  # whatever torch, Pyro or the program raise while they are recorded
-            said = " ".join(str(error).split())[:160] or type(error).__name__
+            said = re.split(r"\n *Trace Shapes:", str(error))[0]  # Pyro appends a table of the trace so far
+            said = " ".join(said.split())[:200] or type(error).__name__
+            if isinstance(error, CaptureError):
+                raise CaptureError(said) from error
             raise CaptureError(f"{said}{_line_of(error.__traceback__)}") from error
     return Graph(module, [*inputs, *_lift_constants(module)])
 
@@ -119,7 +121,11 @@ class _Reads(TorchFunctionMode):
             frame = _caller(sys._getframe(1))
             if frame.f_code.co_name == "compute_expectation":  # Pyro's Dice, which sums what it selects
                 return torch.where(args[1], args[0], 0.0)
-        elif function in _READS and isinstance(args[0], Tensor):
+        if function in _SELECTIONS or (function is Tensor.__getitem__ and _by_mask(args[1])):
+            raise CaptureError(f"the shape of a tensor depends on values{_line(sys._getframe(1))}")
+        if function in _READS and isinstance(args[0], Tensor):
+            if _validates(sys._getframe(1)):
+                return True
             frame = _caller(sys._getframe(1))
             name, file = frame.f_code.co_name, frame.f_code.co_filename
             if file.startswith(_LIBRARIES) and name in _ANSWERS:
@@ -133,8 +139,16 @@ class _Reads(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+_DISTRIBUTION = os.path.join("distributions", "distribution.py")
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-_SELECTIONS = {Tensor.masked_select, torch.masked_select}
+_SELECTIONS = {
+    Tensor.masked_select,
+    torch.masked_select,
+    Tensor.nonzero,
+    torch.nonzero,
+    Tensor.unique,
+    torch.unique,
+}
 _READS = {
     Tensor.item,
     Tensor.tolist,
@@ -157,6 +171,20 @@ _ANSWERS: dict[str, Any] = {
 }
 # Functions that look at values that do not differ between calls: indices of a sequential plate, poutine.scale's.
 _FIXED = {"__iter__", "_same_value", "_is_zero"}
+
+
+def _by_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
+
+
+def _validates(frame: FrameType | None) -> bool:
+    """Whether it is torch that checks arguments or a sample of a distribution."""
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES[0]):
+        if "_validate" in frame.f_code.co_name or frame.f_code.co_filename.endswith(_DISTRIBUTION):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _caller(frame: FrameType | None) -> FrameType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyrovae.models.base import Functions, PairLike, Structure, as_pair, structu
 from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
+from pyrovae.training.compiled import compiler, worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.step import Step
 
@@ -45,6 +47,7 @@ def fit(
     plate: str | None = None,
     accelerator: str = "auto",
     precision: str | None = None,
+    compile: bool | str = "auto",
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -75,6 +78,9 @@ def fit(
         plate: name of the data plate, where it is not plain.
         accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
         precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
+        compile: whether steps are captured as graphs and compiled, see `pyrovae.training.compiled`; what can't be goes
+            on eagerly, with a warning that says why. "auto" does where the planned steps are worth the seconds that
+            compiling takes, and where there is a compiler; a resumed run goes on as it began.
         seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
             the run's where that is resumed.
         out: folder for history.csv and checkpoints.
@@ -98,6 +104,8 @@ def fit(
     """
     pair = as_pair(pair)
     _check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
+    if compile not in ("auto", True, False):
+        raise ValueError(f"compile is {compile!r}; pass 'auto', True or False")
     if precision not in _DTYPES:
         raise ValueError(f"precision is {precision!r}; pass one of {', '.join(str(name) for name in _DTYPES)}")
     device = _device(accelerator)
@@ -111,10 +119,11 @@ def fit(
         )
     _check_callbacks(callbacks)
     folder = _run_folder(out, resume)
-    seed = _seed(seed, folder if resume else None)
+    recorded = _recorded(folder) if resume else {}
+    seed = _seed(recorded.get("seed") if seed is None else seed)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_surroundings(seed, device, _DTYPES[precision]))
+        stack.enter_context(_surroundings(seed, device, _DTYPES[precision], recorded.get("threads")))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
         known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])
@@ -124,7 +133,13 @@ def fit(
         step = Step(pair, objective, known)
         batch_size = len(batch[0])
         loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed)
-        loop.optimize(optimizer, lr, schedule, clip_norm)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        compiled = recorded.get("compile", compile)
+        if isinstance(compile, bool):
+            compiled = compile
+        elif compiled == "auto":
+            compiled = _compiles(max_epochs * loop.steps_per_epoch, known, device, says=progress is not False)
+        loop.optimize(optimizer, lr, schedule, clip_norm, autocast=autocast, compiled=compiled)
         loop.run.config = {
             "pair": describe(pair),
             "batch": [[list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for tensor in batch],
@@ -140,15 +155,14 @@ def fit(
             "rows": len(train),
             "validation_rows": None if held_out is None else len(held_out),
             "precision": precision,
+            "compile": compiled,
+            "threads": torch.get_num_threads(),
             "seed": seed,
         }
         loop.run.out = folder
         if resume:
             loop.resume()
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-        loop.train(
-            max_epochs, patience=patience, callbacks=callbacks, autocast=autocast, progress=progress is not False
-        )
+        loop.train(max_epochs, patience=patience, callbacks=callbacks, progress=progress is not False)
     return loop.run
 
 
@@ -171,11 +185,15 @@ def _check_callbacks(callbacks: Any) -> None:
         raise TypeError(f"callbacks is {callbacks!r}, a list of functions or Callbacks is wanted; pass callbacks=[...]")
 
 
-def _seed(seed: int | None, resumed: Path | None) -> int:
-    if seed is None and resumed is not None:
-        path = checkpoint.latest(resumed / "checkpoints")
-        assert path is not None
-        return checkpoint.read(path).config["seed"]
+def _recorded(folder: Path | None) -> dict[str, Any]:
+    """The configuration of the run that is resumed."""
+    assert folder is not None
+    path = checkpoint.latest(folder / "checkpoints")
+    assert path is not None
+    return checkpoint.read(path).config
+
+
+def _seed(seed: int | None) -> int:
     if seed is None:
         return int(torch.randint(2**31, ()))
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -195,6 +213,17 @@ def _device(accelerator: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"accelerator is {accelerator!r}, but torch finds no GPU here; pass accelerator='cpu'")
     return device
+
+
+def _compiles(steps: int, known: Structure, device: torch.device, *, says: bool) -> bool:
+    """What compile="auto" means here."""
+    obstacle = compiler(device)
+    if obstacle is None and not worthwhile(steps, known, device):
+        obstacle = "too few to be worth compiling"
+    if says:
+        reason = "" if obstacle is None else f": {obstacle}"
+        print(f"{'eager' if obstacle else 'compiled'} steps, {steps} are planned{reason}", file=sys.stderr)
+    return obstacle is None
 
 
 def _splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, Split | Stream | None]:
@@ -247,18 +276,22 @@ def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None
 
 
 @contextlib.contextmanager
-def _surroundings(seed: int, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def _surroundings(seed: int, device: torch.device, dtype: torch.dtype | None, threads: int | None) -> Iterator[None]:
     """Seeded generators, and new tensors of a user's program where they belong; all as before afterwards."""
     if device.type == "cuda":
         torch.cuda.init()  # or its generators would have no state yet to come back to
     states, default_dtype = checkpoint.random_state(), torch.get_default_dtype()
+    threads_before = torch.get_num_threads()
     try:
+        if threads is not None:  # sums over other parts would round differently
+            torch.set_num_threads(threads)
         if dtype is not None:
             torch.set_default_dtype(dtype)
         pyro.set_rng_seed(seed)
         with contextlib.nullcontext() if device.type == "cpu" else device:
             yield
     finally:
+        torch.set_num_threads(threads_before)
         torch.set_default_dtype(default_dtype)
         checkpoint.set_random_state(states)
 
@@ -328,7 +361,8 @@ def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, pla
     """Refuse parameters for each row with mini-batches, before the guide makes them for the rows of the first one."""
     prior = poutine.block(pair.model, hide_fn=lambda site: site.get("is_observed"))
     known, batch = _first_run(Functions(pair.model, prior), train, batch_size, plate)
-    if _mini_batches(known, train, batch) and set(known.latent) - set(known.global_latent):
+    guided = set(known.latent) - set(known.global_latent) - set(known.enumerated)
+    if _mini_batches(known, train, batch) and guided:
         raise ValueError(
             f"{type(pair.guide).__name__} has parameters of its own for each row, but batch_size is {batch_size} of "
             f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="

@@ -23,6 +23,7 @@ from pyrovae.data import Split, Stream
 from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
 from pyrovae.objectives import Objective, ledger
 from pyrovae.training import checkpoint
+from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.history import History
 from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
@@ -32,6 +33,7 @@ __all__ = ["Callback", "Loop", "Run"]
 
 READ_EVERY = 50  # steps between two looks at the losses, which wait for the device
 SAVE_EVERY = 60.0  # seconds between two checkpoints
+_MAY_CHANGE = ("max_epochs", "patience")  # between a run and its resumption
 
 
 class Callback:
@@ -107,6 +109,7 @@ class Loop:
         for schedule in self.schedules.values():
             schedule.to(like)
         self.state = {**step.known.parameters, **step.known.buffers}
+        self.in_store = set(pyro.get_param_store().keys())
         self.best: dict[str, Tensor] = {}
         self.in_epoch = _Epoch()
 
@@ -116,8 +119,11 @@ class Loop:
         lr: float,
         schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
         clip_norm: float | None,
+        *,
+        autocast: contextlib.AbstractContextManager[Any],
+        compiled: bool,
     ) -> None:
-        """Make the optimizer and the schedule of its learning rate."""
+        """Make the optimizer, the schedule of its learning rate, and the update."""
         made: Any = optimizer
         if callable(optimizer) and not isinstance(optimizer, PyroOptim):
             made = optimizer(list(self.step.known.parameters.values()), lr=lr)
@@ -128,7 +134,8 @@ class Loop:
             )
         self.optimizer = made
         self.scheduler = None if schedule is None else schedule(self.optimizer)
-        self.update = Update(self.step, self.optimizer, clip_norm=clip_norm)
+        update = CompiledUpdate if compiled else Update
+        self.update = update(self.step, self.optimizer, clip_norm=clip_norm, autocast=autocast)
 
     def train(
         self,
@@ -136,7 +143,6 @@ class Loop:
         *,
         patience: int | None,
         callbacks: Sequence[Callback | Callable[[Run], None]],
-        autocast: contextlib.AbstractContextManager[Any],
         progress: bool,
     ) -> None:
         """Train until `max_epochs`, the end of patience, a callback's word or Ctrl-C."""
@@ -150,14 +156,14 @@ class Loop:
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
                 before = self._snapshot()
                 try:
-                    self._epoch(callbacks, autocast, bar)
+                    self._epoch(callbacks, bar)
                 except FloatingPointError:
                     self._restore(before)
                     raise
                 run.seconds = time.monotonic() - began
                 if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
                     break
-                self._end_epoch(patience, autocast)
+                self._end_epoch(patience)
                 for callback in callbacks:
                     callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
                 bar.epoch()
@@ -173,16 +179,17 @@ class Loop:
     def _epoch(
         self,
         callbacks: Sequence[Callback | Callable[[Run], None]],
-        autocast: contextlib.AbstractContextManager[Any],
         bar: _Progress,
     ) -> None:
         run, epoch = self.run, self.in_epoch
+        if isinstance(self.update, CompiledUpdate):
+            self.update.watch()
         per_step = [callback for callback in callbacks if isinstance(callback, Callback)]
         for batch in self._batches(skip=epoch.steps):
             for schedule in self.schedules.values():
                 schedule.update(run.epoch + epoch.steps / self.steps_per_epoch)
             # Pyro checks every value at every site: once through the data is enough.
-            with autocast, pyro.validation_enabled(run.epoch == 0):
+            with pyro.validation_enabled(run.epoch == 0):
                 loss = self.update(*batch)
             run.step += 1
             epoch.add(loss, len(batch[0]))
@@ -202,11 +209,12 @@ class Loop:
         else:
             yield from self.train_data.batches(self.batch_size, seed=self.run.seed, epoch=self.run.epoch, skip=skip)
 
-    def _end_epoch(self, patience: int | None, autocast: contextlib.AbstractContextManager[Any]) -> None:
+    def _end_epoch(self, patience: int | None) -> None:
         run, finished = self.run, self.in_epoch
+        self._check_store()
         row = {"epoch": run.epoch + 1, "step": run.step, "train_loss": finished.total / finished.rows}
         if self.validation_data is not None:
-            row["validation_loss"] = self._validate(self.validation_data, autocast)
+            row["validation_loss"] = self._validate(self.validation_data)
             if row["validation_loss"] < run.best_loss:
                 run.best_loss, run.best_epoch = row["validation_loss"], run.epoch + 1
                 self.best = self._snapshot() if patience is not None else {}
@@ -218,10 +226,20 @@ class Loop:
         self.in_epoch = _Epoch()
         run.stopping |= self._out_of_patience(patience)
 
+    def _check_store(self) -> None:
+        """No parameter has come that would never be trained."""
+        store = pyro.get_param_store()
+        new = sorted(store.keys() - self.in_store)
+        if later := [name for name in new if store[name].unconstrained().grad is not None]:
+            raise ValueError(
+                f"parameters {later} did not exist when training began, so that nothing trains them; "
+                "let the model and the guide make every parameter whenever they are called"
+            )
+
     def _out_of_patience(self, patience: int | None) -> bool:
         return patience is not None and self.run.epoch - (self.run.best_epoch or 0) >= patience
 
-    def _validate(self, data: Split | Stream, autocast: contextlib.AbstractContextManager[Any]) -> float:
+    def _validate(self, data: Split | Stream) -> float:
         """Mean loss over the validation data, in evaluation mode, with the same random numbers each time."""
         objective = self.step.objective
         objective = objective.for_validation() if isinstance(objective, Objective) else objective
@@ -231,7 +249,7 @@ class Loop:
             stack.enter_context(evaluation_mode(self.run.pair, *self.step.known.modules))
             stack.enter_context(isolated_random_state(self.run.seed))
             stack.enter_context(pyro.validation_enabled(False))
-            stack.enter_context(autocast)
+            stack.enter_context(self.update.autocast)
             stack.enter_context(torch.no_grad())
             for batch in data.sequential(self.batch_size):
                 total = total + step(*batch) * len(batch[0])
@@ -258,7 +276,8 @@ class Loop:
             return f"parameters {broken[:3]} are no longer finite"
         with torch.no_grad(), pyro.validation_enabled(False):
             for term in ledger(self.run.pair, *batch, known=self.step.known).terms:
-                broken_rows = (~torch.isfinite(term.log_prob)).reshape(-1, term.log_prob.size(-1)).any(0)
+                log_prob = torch.atleast_1d(term.log_prob)
+                broken_rows = (~torch.isfinite(log_prob)).reshape(-1, log_prob.size(-1)).any(0)
                 if broken_rows.any():
                     rows = broken_rows.nonzero().flatten()[:5].tolist()
                     return f"log {'q' if term.kind == 'guide' else 'p'} of site {term.name!r}, rows {rows} of the batch"
@@ -285,6 +304,7 @@ class Loop:
             "seconds": run.seconds,
             "history": run.history.rows,
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "eager_because": self.update.failure,
         }
         kept = checkpoint.Checkpoint(
             {**tensors, **best}, self.optimizer.state_dict(), checkpoint.random_state(), state, run.config
@@ -301,7 +321,7 @@ class Loop:
         assert path is not None
         kept = checkpoint.read(path)
         for name, value in run.config.items():
-            if name not in ("max_epochs", "patience") and kept.config.get(name) != value:
+            if name not in _MAY_CHANGE and kept.config.get(name) != value:
                 raise ValueError(
                     f"{name} is {value!r}, the run in {str(run.out)!r} has {kept.config.get(name)!r}; "
                     f"pass {name}={kept.config.get(name)!r} to go on with it, or another folder to start anew"
@@ -311,6 +331,7 @@ class Loop:
         self.optimizer.load_state_dict(kept.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(kept.state["scheduler"])
+        self.update.failure, self.update.begun = kept.state.get("eager_because"), True
         run.step, run.epoch, run.seconds = kept.state["step"], kept.state["epoch"], kept.state["seconds"]
         run.best_epoch, run.best_loss = kept.state["best"]
         self.in_epoch = _Epoch(*kept.state["in_epoch"])

@@ -20,8 +20,9 @@ __all__ = ["Step"]
 class Step(nn.Module):
     """`step(*batch)`: the loss of a pair under an objective, mean nats per datum.
 
-    From here on all is ordinary PyTorch. Pyro's own objectives sum over the data plate; the step divides by the plate's
-    size, so that subsampled plates come out per datum as well.
+    From here on all is ordinary PyTorch: it shares every parameter and buffer of the pair, whichever way that is
+    written, those in Pyro's param store too. Pyro's own objectives sum over the data plate; the step divides by the
+    plate's size, so that subsampled plates come out per datum as well.
 
     Args:
         pair: see `pyrovae.as_pair`.
@@ -58,6 +59,13 @@ class Step(nn.Module):
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
             in_a_plate = self.objective.vectorize_particles and self.objective.num_particles > 1
             self.objective.max_plate_nesting = known.max_plate_nesting + in_a_plate
+        # Those of plain functions are in Pyro's store, as tensors that are no nn.Parameter.
+        for held, tensors, own in (
+            (self.parameters(), known.parameters, self._parameters),
+            (self.buffers(), known.buffers, self._buffers),
+        ):
+            already = {id(tensor) for tensor in held}
+            own.update({n.replace(".", "/"): t for n, t in tensors.items() if id(t) not in already})  # type: ignore
 
     def forward(self, *batch: Any) -> Tensor:
         """Mean loss per datum, nats; differentiable, save for objectives that only have `loss_and_grads`."""
@@ -80,11 +88,17 @@ class Step(nn.Module):
             loss = self(*batch)
             loss.backward()
             return loss.detach()
+        parameters = list(self.known.parameters.values())
+        before = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         with _PlateSize(self.known.plate) as plate:
             total = self.objective.loss_and_grads(self.pair.model, self.pair.guide, *batch)
-        for parameter in self.known.parameters.values():
+        for parameter, earlier in zip(parameters, before, strict=True):
             if parameter.grad is not None:
                 parameter.grad /= plate.size
+            if earlier is not None:
+                parameter.grad = earlier if parameter.grad is None else parameter.grad + earlier
         return _tensor(total) / plate.size
 
 

@@ -22,7 +22,13 @@ class Update:
         optimizer: of the step's parameters.
         clip_norm: largest norm of all gradients together.
         autocast: a context in which losses are computed.
+
+    Attributes:
+        begun: whether there was a step yet.
+        failure: why a compiled update has gone back to eager steps, in one line.
     """
+
+    failure: str | None = None
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class Update:
         self.clip_norm = clip_norm
         self.autocast = contextlib.nullcontext() if autocast is None else autocast
         self.parameters = list(step.known.parameters.values())
+        self.begun = False
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Move the parameters, and return the loss from before."""
