@@ -346,6 +346,9 @@ class Head(nn.Module):
     An image of features (C', H, W) meets an event (C, H, W) of the same height and width through a 1 x 1 convolution;
     in all other cases both are flattened, and the map is a dense one.
 
+    The parameters have the dtype of the head's own weights, under autocast too: samples, log-probabilities and KLs of
+    distributions made of them are then in float32, and only the products before them in half precision.
+
     Args:
         feature_shape: shape of one datum's features.
         event_shape: shape of one parameter.
@@ -384,7 +387,7 @@ class Head(nn.Module):
         """The parameters, one tensor each."""
         leading = leading_shape(features, self.feature_shape, name="features", argument="feature_shape")
         shape = self.feature_shape if self.pointwise else (prod(self.feature_shape),)
-        out = self.layer(features.reshape(-1, *shape))  # (N, P * C, H, W) or (N, P * D)
+        out = self.layer(features.reshape(-1, *shape)).to(self.layer.weight.dtype)  # (N, P * C, H, W) or (N, P * D)
         return out.reshape(*leading, self.num_parameters, *self.event_shape).unbind(len(leading))  # P x (..., *event)
 
 

@@ -22,11 +22,18 @@ from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.loop import Callback, Loop, Run
+from pyrovae.training.precision import tensor_float32
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
 
-_DTYPES = {None: None, "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+_DTYPES = {
+    None: None,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "tf32": torch.float32,
+    "bfloat16": torch.float32,
+}
 
 
 def fit(
@@ -74,7 +81,8 @@ def fit(
         patience: end after this many epochs without a lower validation loss, and restore the best parameters.
         plate: name of the data plate, where it is not plain.
         accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
-        precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
+        precision: "float32", "float64", "tf32", "bfloat16"; None leaves pair and data as they are. See
+            `pyrovae.training.precision`.
         seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
             the run's where that is resumed.
         out: folder for history.csv and checkpoints.
@@ -115,6 +123,7 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision]))
+        stack.enter_context(tensor_float32(precision == "tf32"))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
         known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])

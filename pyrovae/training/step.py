@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae.models.base import Structure, as_pair
 from pyrovae.objectives import ELBO, Objective, ledger
+from pyrovae.objectives.particles import without_autocast
 
 __all__ = ["Step"]
 
@@ -75,7 +76,8 @@ class Step(nn.Module):
         """Add the gradients to the parameters' `.grad`, and return the loss."""
         if isinstance(self.objective, Objective) or hasattr(self.objective, "differentiable_loss"):
             loss = self(*batch)
-            loss.backward()
+            with without_autocast(loss):  # each gradient in the precision that the forward pass chose
+                loss.backward()
             return loss.detach()
         with _PlateSize(self.known.plate) as plate:
             total = self.objective.loss_and_grads(self.pair.model, self.pair.guide, *batch)
