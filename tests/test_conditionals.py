@@ -117,6 +117,29 @@ def test_log_prob_by_hand_for_any_leading_dims(name, feature_shape, event_shape)
         torch.testing.assert_close(d.log_prob(x), want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("feature_shape", [(6,), (4, 2, 3)])
+@pytest.mark.parametrize("name", LAWS)
+def test_under_autocast_only_the_head_computes_in_half_precision(name, feature_shape, monkeypatch):
+    conditional = LAWS[name][0](feature_shape, (2, 2, 3)).float()
+    features = torch.randn(5, *feature_shape, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parameters = conditional.head(features)
+        d = conditional(features)
+        x = d.sample()
+        values = [d.log_prob(x), *([x, d.rsample()] if d.has_rsample else [])]
+        if name.endswith("normal"):
+            values.append(td.kl_divergence(d, dist.Normal(torch.zeros(2, 2, 3, dtype=torch.float32), 1).to_event(3)))
+    assert {value.dtype for value in (*parameters, *values)} == {torch.float32}
+    assert not torch.equal(torch.stack(parameters), torch.stack(conditional.head(features)))
+    monkeypatch.setattr(conditional.head, "forward", lambda _: parameters)
+    assert torch.equal(conditional(features).log_prob(x), values[0])
+
+
+def test_heads_in_half_precision_throughout_stay_so():
+    (loc,) = c.FixedNormal(6, 2).head.bfloat16()(torch.zeros(5, 6, dtype=torch.bfloat16))
+    assert loc.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", [name for name in LAWS if name != "cross-entropy"])
 def test_likelihoods_are_normalised(name):
     conditional = LAWS[name][0](3, event_size(name))

@@ -441,6 +441,16 @@ def test_load_puts_parameters_into_somebodys_functions(tmp_path):
 # What is left alone ---------------------------------------------------------------------------------------------------
 
 
+def products():
+    """Settings of the precision of matrix products: torch's older one, and its newer ones."""
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.backends.mkldnn.matmul.fp32_precision,
+        torch.backends.cudnn.conv.fp32_precision,
+    )
+
+
 def surroundings():
     return {
         "torch": torch.get_rng_state().tolist(),
@@ -454,6 +464,7 @@ def surroundings():
         "threads": torch.get_num_threads(),
         "sigint": signal.getsignal(signal.SIGINT),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "products": products(),
         "hooks": len(nn.modules.module._global_forward_pre_hooks),
         "foreign parameter": pyro.param("foreign").tolist(),
     }
@@ -464,7 +475,7 @@ def fails(*_):
 
 
 @pytest.mark.parametrize("validate", [True, False])
-@pytest.mark.parametrize("precision", [None, "float64", "bfloat16"])
+@pytest.mark.parametrize("precision", [None, "float64", "tf32", "bfloat16"])
 @pytest.mark.parametrize("ends", ["well", "in an error", "in NaN", "before it starts", "in an interruption"])
 def test_fit_leaves_its_surroundings_as_they_were(ends, precision, validate):
     options, error = {
@@ -732,6 +743,89 @@ def test_float64_moves_data_and_pair_and_leaves_the_default(make, data):
     assert {dtype for dtype in floating if dtype.is_floating_point} == {torch.float64}
     assert torch.get_default_dtype() == torch.float32
     assert all(math.isfinite(loss) for loss in run.history["train_loss"])
+
+
+class Remembering(ELBO):
+    """Keeps the dtypes of what it is the mean of."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def per_datum(self, drawn):
+        value = super().per_datum(drawn)
+        self.dtypes |= {value.dtype, *(term.log_prob.dtype for term in drawn.terms)}
+        return value
+
+
+@pytest.mark.parametrize(
+    ("precision", "want"),
+    [("float32", torch.float32), ("float64", torch.float64), ("tf32", torch.float32), ("bfloat16", torch.float32)],
+)
+def test_everything_that_is_kept_or_summed_has_one_dtype(precision, want):
+    made, losses, objective = [], [], Remembering()
+
+    def optimizer(parameters, lr):
+        made.append(torch.optim.Adam(parameters, lr))
+        return made[0]
+
+    class Losses(Callback):
+        def on_step(self, run):
+            losses.extend(parameter.grad for parameter in run.pair.parameters())
+
+    run = quietly(
+        vae(),
+        BITS.double(),
+        objective=objective,
+        max_epochs=2,
+        batch_size=10,
+        validation=0.25,
+        precision=precision,
+        optimizer=optimizer,
+        callbacks=[Losses()],
+    )
+    moments = [state[name] for state in made[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
+    parameters = [*run.known.parameters.values(), *run.known.buffers.values()]
+    assert {tensor.dtype for tensor in (*moments, *parameters, *losses)} == objective.dtypes == {want}
+    assert len(moments) == 2 * len(list(run.pair.parameters()))
+    assert all(math.isfinite(loss) for name in ("train_loss", "validation_loss") for loss in run.history[name])
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "float64", "tf32", "bfloat16"])
+def test_tf32_is_asked_for_while_fit_runs(precision):
+    seen = []
+    quietly(vae(), BITS, max_epochs=1, precision=precision, callbacks=[lambda run: seen.append(products())])
+    assert seen == [("high", "tf32", "tf32", products()[3]) if precision == "tf32" else products()]
+
+
+@pytest.mark.parametrize("older", ["highest", "high", "medium"])
+def test_tf32_leaves_the_older_setting(older):
+    original = products()
+    torch.set_float32_matmul_precision(older)
+    try:
+        before = products()
+        quietly(vae(), BITS, max_epochs=1, precision="tf32")
+        assert products() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        _, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision, _ = original
+
+
+def test_tf32_leaves_the_newer_settings():
+    """torch refuses to tell the older setting where the newer ones say something else."""
+    original, seen = products(), []
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
+        quietly(vae(), BITS, max_epochs=1, precision="tf32", callbacks=[
+            lambda run: seen.append(torch.backends.mkldnn.matmul.fp32_precision)])  # fmt: skip
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.mkldnn.matmul.fp32_precision == original[2]
+        assert seen == ["tf32"]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = original[1]
+    assert products() == original
 
 
 def test_float64_gives_the_float32_losses_to_float32_precision():

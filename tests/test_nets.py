@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, relu
+from torch.utils.flop_counter import FlopCounterMode
 
-from pyrovae.nets import MLP, ConvDecoder, ConvEncoder, Head, as_shape
+from pyrovae.nets import MLP, ConvDecoder, ConvEncoder, Head, MultiLinear, MultiMLP, as_shape
 
 NETS = {  # name: (network, shape of one input, shape of one output)
     "mlp": (lambda: MLP((1, 4, 6), hidden=(7, 5)), (1, 4, 6), (5,)),
@@ -82,6 +83,89 @@ def test_mlp_is_affine_maps_and_activations():
     torch.testing.assert_close(net(x), h)
     x = torch.randn(7, 6)
     assert torch.equal(MLP(6, hidden=())(x), x)
+
+
+# Several inputs: of each, its leading dims; and of all, those of the sum.
+BROADCASTS = {
+    "rows": ([(5,), (5,)], (5,)),
+    "one datum": ([(), ()], ()),
+    "labels enumerated": ([(5,), (3, 1)], (3, 5)),
+    "labels enumerated beside particles": ([(5,), (3, 1, 1), (2, 5)], (3, 2, 5)),
+    "the widest first": ([(3, 5), (5,), ()], (3, 5)),
+    "one input": ([(3, 5)], (3, 5)),
+    "no rows": ([(0,), (3, 1)], (3, 0)),
+}
+LENGTHS = (4, 3, 2)
+
+
+def joined(inputs, leading):
+    return torch.cat([x.expand(*leading, x.shape[-1]) for x in inputs], -1)
+
+
+def with_gradients(net, parameters, inputs, *called_with):
+    out = net(*called_with)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out, *torch.autograd.grad((out.tanh() * weights).sum(), [*parameters, *inputs])]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_multi_linear_is_the_linear_map_of_the_concatenation(name, bias):
+    each, leading = BROADCASTS[name]
+    lengths = LENGTHS[: len(each)]
+    torch.manual_seed(3)
+    joint = nn.Linear(sum(lengths), 6, bias=bias)
+    torch.manual_seed(3)
+    multi = MultiLinear(lengths, 6, bias=bias)
+    assert multi.state_dict().keys() == joint.state_dict().keys()
+    assert all(torch.equal(value, joint.state_dict()[key]) for key, value in multi.state_dict().items())
+    inputs = [torch.randn(*dims, length, requires_grad=True) for dims, length in zip(each, lengths, strict=True)]
+    want = with_gradients(joint, joint.parameters(), inputs, joined(inputs, leading))
+    for got, value in zip(with_gradients(multi, multi.parameters(), inputs, *inputs), want, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_multi_mlp_is_the_mlp_of_the_concatenation(name):
+    each, leading = BROADCASTS[name]
+    shapes = ((2, 2), 3, (2, 1))[: len(each)]
+    torch.manual_seed(3)
+    joint = MLP(sum(LENGTHS[: len(each)]), hidden=(6, 5), activation=nn.Softplus)
+    torch.manual_seed(3)
+    multi = MultiMLP(shapes, hidden=(6, 5), activation=nn.Softplus)
+    assert multi.feature_shape == joint.feature_shape
+    assert multi.state_dict().keys() == joint.state_dict().keys()
+    assert all(torch.equal(value, joint.state_dict()[key]) for key, value in multi.state_dict().items())
+    inputs = [
+        torch.randn(*dims, *as_shape(shape), requires_grad=True) for dims, shape in zip(each, shapes, strict=True)
+    ]
+    flat = [x.flatten(len(dims)) for x, dims in zip(inputs, each, strict=True)]
+    want = with_gradients(joint, joint.parameters(), inputs, joined(flat, leading))
+    for got, value in zip(with_gradients(multi, multi.parameters(), inputs, *inputs), want, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-12, atol=1e-12)
+
+
+def test_an_input_without_the_enumerated_dim_passes_once():
+    """Forward, and backward for the weights: 2 flops for each row, input and output of each input's own rows."""
+    labels, rows, hidden = 10, 7, 20
+    x, y = torch.randn(rows, 1, 8, 8), torch.eye(labels).unsqueeze(-2)
+    net = MultiMLP([(1, 8, 8), labels], hidden=(hidden,))
+    with FlopCounterMode(display=False) as forward:
+        out = net(x, y)
+    assert forward.get_total_flops() == 2 * hidden * (rows * 64 + labels * labels)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == forward.get_total_flops()
+
+
+def test_multi_mlp_exports_with_any_batch_size():
+    net = MultiMLP([(1, 4, 6), 3], hidden=(7, 5))
+    batch = {0: torch.export.Dim("B", min=2)}
+    for y, of_y in ((torch.randn(4, 3), batch), (torch.eye(3).unsqueeze(-2), None)):
+        exported = torch.export.export(net, (torch.randn(4, 1, 4, 6), y), dynamic_shapes=((batch, of_y),))
+        x = torch.randn(9, 1, 4, 6)
+        y = torch.randn(9, 3) if of_y else y
+        torch.testing.assert_close(exported.module()(x, y), net(x, y))
 
 
 def test_conv_encoder_is_strided_convolutions():
@@ -165,6 +249,39 @@ def test_shapes():
             lambda: Head((3, 2), 4)(torch.zeros(5, 4)),
             ValueError,
             r"features has event shape \(5, 4\), .*feature_shape=",
+        ),
+        (lambda: MultiLinear((), 4), ValueError, r"in_features is empty, expected the length of each input"),
+        (lambda: MultiLinear((3, 0), 4), ValueError, r"in_features is \(3, 0\), expected sizes of at least 1"),
+        (lambda: MultiLinear((3, 2.0), 4), TypeError, r"in_features is \(3, 2.0\), expected an int or a sequence"),
+        (lambda: MultiLinear((3, 2), 0), ValueError, r"out_features is 0"),
+        (
+            lambda: MultiLinear((3, 2), 4)(torch.zeros(5, 3)),
+            ValueError,
+            r"the layer got 1 inputs, it has weights for 2 of lengths \(3, 2\); call it with one tensor for each",
+        ),
+        (
+            lambda: MultiLinear((3, 2), 4)(torch.zeros(5, 3), torch.zeros(5, 3)),
+            ValueError,
+            r"input 1 has event shape \(3,\), the network expects \(2,\); pass in_features\[1\]=\(3,\) to",
+        ),
+        (
+            lambda: MultiLinear((3, 2), 4)(torch.zeros(5, 3), torch.zeros(10, 2)),
+            ValueError,
+            r"the inputs have leading dims \(5,\), \(10,\), which do not broadcast; pass x \(B, D\) with",
+        ),
+        (lambda: MultiMLP((), (5,)), ValueError, r"event_shapes is \(\), expected a shape for each input"),
+        (lambda: MultiMLP(3, (5,)), ValueError, r"event_shapes is 3, expected a shape for each input"),
+        (lambda: MultiMLP([3, (1, 0)]), ValueError, r"event_shapes\[1\] is \(1, 0\), expected sizes of at least 1"),
+        (lambda: MultiMLP([3, 2], hidden=()), ValueError, r"hidden is empty, but the inputs meet in the first hidden"),
+        (
+            lambda: MultiMLP([3, 2])(torch.zeros(5, 3)),
+            ValueError,
+            r"the network got 1 inputs, it was made for 2 of event shapes \(\(3,\), \(2,\)\); call it with one",
+        ),
+        (
+            lambda: MultiMLP([3, (1, 2)])(torch.zeros(5, 3), torch.zeros(5, 2)),
+            ValueError,
+            r"input 1 has event shape \(5, 2\), the network expects \(1, 2\); pass event_shapes\[1\]=",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, random_sites
-from pyrovae.objectives.particles import PARTICLES, traces
+from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 
 __all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same"]
 
@@ -28,7 +28,9 @@ class Term:
         name: the site's.
         kind: "observed", "latent", "guide" or "kl".
         site: Pyro's own record of it.
-        log_prob: nats, unscaled, zero where masked; (enumerated dims..., K, nested plates..., B).
+        log_prob: nats, unscaled, zero where masked; (enumerated dims..., K, nested plates..., B). Half precision comes
+            as float32, so that all sums over sites, particles and rows are; those over the event's dims are the
+            distribution's own.
         unmasked: the same without the mask.
         scale: the user's own `poutine.scale`, free of what plates scale by.
     """
@@ -140,7 +142,7 @@ class Draw:
             if not same(p.scale, q.scale) or p.site["mask"] is not q.site["mask"]:
                 continue
             try:
-                minus_kl = -torch.distributions.kl_divergence(q.site["fn"], p.site["fn"])
+                minus_kl = -_at_least_float32(torch.distributions.kl_divergence(q.site["fn"], p.site["fn"]))
             except NotImplementedError:
                 continue
             masked = scale_and_mask(minus_kl, mask=p.site["mask"])
@@ -208,7 +210,9 @@ class Draw:
         for term in terms:
             dim_to_symbol = term.site["infer"]["_dim_to_symbol"]
             symbol_to_dim |= {s: d for d, s in dim_to_symbol.items() if s in self.guide_symbols}
-        for ordinal, factors in contract_tensor_tree(tree, set(summed), cache={}).items():
+        with without_autocast(total):  # Pyro sums in matrix products
+            contracted = contract_tensor_tree(tree, set(summed), cache={})
+        for ordinal, factors in contracted.items():
             for factor in factors:
                 value = packed.unpack(factor, symbol_to_dim)
                 total = total + self._per_datum(value, [frames[symbol] for symbol in ordinal])
@@ -254,6 +258,10 @@ def _sum_leading(value: Tensor) -> Tensor:
     return value.flatten(0, -3).sum(0) if value.dim() > 2 else value
 
 
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 def _leaf(value: Tensor) -> Tensor:
     return value.detach().requires_grad_()
 
@@ -279,7 +287,7 @@ def draw_terms(pair: PairLike, batch: Sequence[Any], num_particles: int, known: 
     terms: list[Term] = []
     for trace, in_guide in ((model_trace, False), (guide_trace, True)):
         for site in random_sites(trace):
-            value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
             kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
             terms.append(Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site)))
     if known.enumerated:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -23,7 +24,7 @@ from pyrovae.models.base import (
     random_sites,
 )
 
-__all__ = ["PARTICLES", "traces", "vectorises"]
+__all__ = ["PARTICLES", "traces", "vectorises", "without_autocast"]
 
 PARTICLES = "_particles"  # name of the outer plate
 
@@ -47,7 +48,14 @@ def traces(
 def vectorises(pair: PairLike, batch: Sequence[Any], known: Structure) -> bool:
     """Whether two particles drawn at once score as they do one by one; found out once, in evaluation mode."""
     if known.vectorises is None:
-        with evaluation_mode(pair, *known.modules), isolated_random_state(), torch.no_grad():
+        # In half precision one particle rounds otherwise than two.
+        tensors = (*batch, *known.parameters.values())
+        with (
+            evaluation_mode(pair, *known.modules),
+            isolated_random_state(),
+            torch.no_grad(),
+            without_autocast(*tensors),
+        ):
             difference = _difference_from_loop(pair, batch, known)
         known.vectorises = difference is None
         if difference is not None:
@@ -57,6 +65,17 @@ def vectorises(pair: PairLike, batch: Sequence[Any], known: Structure) -> bool:
                 stacklevel=4,
             )
     return known.vectorises
+
+
+@contextlib.contextmanager
+def without_autocast(*values: Any) -> Iterator[None]:
+    """No autocast on the devices of these tensors, whatever holds outside."""
+    devices = {value.device.type for value in values if isinstance(value, Tensor)}
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure) -> str | None:

@@ -24,11 +24,18 @@ from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import compiler, worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
+from pyrovae.training.precision import tensor_float32
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
 
-_DTYPES = {None: None, "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+_DTYPES = {
+    None: None,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "tf32": torch.float32,
+    "bfloat16": torch.float32,
+}
 
 
 def fit(
@@ -77,7 +84,8 @@ def fit(
         patience: end after this many epochs without a lower validation loss, and restore the best parameters.
         plate: name of the data plate, where it is not plain.
         accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
-        precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
+        precision: "float32", "float64", "tf32", "bfloat16"; None leaves pair and data as they are. See
+            `pyrovae.training.precision`.
         compile: whether steps are captured as graphs and compiled, see `pyrovae.training.compiled`; what can't be goes
             on eagerly, with a warning that says why. "auto" does where the planned steps are worth the seconds that
             compiling takes, and where there is a compiler; a resumed run goes on as it began.
@@ -124,6 +132,7 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision], recorded.get("threads")))
+        stack.enter_context(tensor_float32(precision == "tf32"))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
         known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])

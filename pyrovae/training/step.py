@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyrovae.models.base import Structure, as_pair
 from pyrovae.objectives import ELBO, Objective, ledger
+from pyrovae.objectives.particles import without_autocast
 
 __all__ = ["Step"]
 
@@ -86,7 +87,8 @@ class Step(nn.Module):
         """Add the gradients to the parameters' `.grad`, and return the loss."""
         if isinstance(self.objective, Objective) or hasattr(self.objective, "differentiable_loss"):
             loss = self(*batch)
-            loss.backward()
+            with without_autocast(loss):  # each gradient in the precision that the forward pass chose
+                loss.backward()
             return loss.detach()
         parameters = list(self.known.parameters.values())
         before = [p.grad for p in parameters]
