@@ -26,6 +26,8 @@ from pyrovae.training.update import Update
 
 __all__ = ["CompiledUpdate", "compiler", "interpreted", "worthwhile"]
 
+# The random numbers of eager operations, and no asserts in Python on what the key of a graph has fixed.
+_OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
 MOST_GRAPHS = 16  # batch shapes, modes and settings of the optimizer, before something must be wrong
 
 
@@ -35,7 +37,7 @@ def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to torch's developers
-        return torch._inductor.compile(graph.module, [*graph.inputs], options={"fallback_random": True})
+        return torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
 
 
 def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
@@ -116,6 +118,7 @@ class CompiledUpdate(Update):
         self.seconds = 0.0
         self._watched = True
         self.learning_rates: list[Tensor] = []
+        self._rates: list[float] = []
 
     def watch(self) -> None:
         """Compare the next step with the eager one."""
@@ -146,9 +149,12 @@ class CompiledUpdate(Update):
         )
 
     def _run(self, compiled: _Compiled, batch: tuple[Tensor, ...]) -> Tensor:
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            rate.fill_(group["lr"])
-        with torch.no_grad(), torch.autocast(batch[0].device.type, enabled=False):
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if rates != self._rates:
+            for tensor, rate in zip(self.learning_rates, rates, strict=True):
+                tensor.fill_(rate)
+            self._rates = rates
+        with torch.no_grad():
             loss, *gradients = compiled.call(*compiled.state, *batch, *compiled.found)
         for parameter, gradient in zip(compiled.with_gradient, gradients, strict=True):
             parameter.grad = gradient
