@@ -22,6 +22,7 @@ from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.loop import Callback, Loop, Run
+from pyrovae.training.processes import check_divisible, join
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
@@ -44,6 +45,8 @@ def fit(
     patience: int | None = None,
     plate: str | None = None,
     accelerator: str = "auto",
+    devices: int | str | None = None,
+    strategy: str = "auto",
     precision: str | None = None,
     seed: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -57,14 +60,19 @@ def fit(
     it was: random states, Pyro's settings, the default dtype, signal handlers. Ctrl-C ends it after the current step
     and leaves a usable pair; a second one ends it at once.
 
+    Several processes train one pair together, data-parallel: with `devices=2`, or started by
+    `torchrun --nproc_per_node=2 script.py` where nothing need be passed. Each runs the script from the start, has all
+    parameters and data, and takes its part of each batch; `run.rank` is its number. Gradients are those of the whole
+    batch. Process 0 alone writes to `out` and shows progress; callbacks run on all.
+
     Args:
         pair: see `pyrovae.as_pair`.
         data: `pyrovae.data.Data` (its validation split is used), or a tensor, tuple or dict of tensors, Split or torch
             Dataset; see `pyrovae.data.match`.
         objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
         max_epochs: passes over the data.
-        batch_size: rows per step, by default 128 or all; the last batch of an epoch may be smaller. A model that
-            subsamples by itself gets all rows in each step instead.
+        batch_size: rows per step, of all processes together, by default 128 or all; the last batch of an epoch may be
+            smaller. A model that subsamples by itself gets all rows in each step instead.
         lr: learning rate of the optimizer.
         optimizer: called as `optimizer(parameters, lr=lr)`; a torch optimizer class or a partial of one.
             Default: Adam.
@@ -74,6 +82,10 @@ def fit(
         patience: end after this many epochs without a lower validation loss, and restore the best parameters.
         plate: name of the data plate, where it is not plain.
         accelerator: "auto" (a GPU if there is one), "cpu", "cuda", or any name of a torch device.
+        devices: processes on this machine, each with its device: a number, or "auto" for one a GPU. None for those that
+            a launcher has started, else one; 1 for one even there.
+        strategy: how Lightning Fabric (the extra `distributed`) starts them: "ddp" or "auto" runs this script again
+            for each, so that it must lead here without a prompt or a notebook.
         precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
         seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
             the run's where that is resumed.
@@ -88,6 +100,8 @@ def fit(
     Raises:
         TypeError, ValueError, FileNotFoundError: for arguments and data that can't work, before training starts.
         FloatingPointError: if the loss stops being finite; the pair then has its parameters from before that epoch.
+        ConnectionError: if another process dies or fails.
+        ImportError: if processes are to be started and lightning-fabric is not installed.
 
     >>> import torch
     >>> from pyrovae.models import VAE
@@ -114,16 +128,20 @@ def fit(
     seed = _seed(seed, folder if resume else None)
 
     with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(join(devices, strategy, device))
+        device, seed = processes.device, processes.first(seed)
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision]))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
-        known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])
+        part = -(-batch_size // processes.size)  # rows of process 0, which has the most
+        known, batch = _prepare(pair, train, part, plate, device, _DTYPES[precision])
         _check_support(known, train, "data")
         if held_out is not None:
             _check_support(known, held_out, "validation")
         step = Step(pair, objective, known)
-        batch_size = len(batch[0])
-        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed)
+        check_divisible(step, rows=len(train), batch_size=batch_size, batch_rows=len(batch[0]), processes=processes)
+        batch_size = len(batch[0]) if processes.size == 1 else batch_size
+        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed, processes=processes)
         loop.optimize(optimizer, lr, schedule, clip_norm)
         loop.run.config = {
             "pair": describe(pair),
@@ -141,8 +159,10 @@ def fit(
             "validation_rows": None if held_out is None else len(held_out),
             "precision": precision,
             "seed": seed,
+            "processes": processes.size,
         }
         loop.run.out = folder
+        loop.synchronize()
         if resume:
             loop.resume()
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -6,6 +6,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyrovae.training.processes import Processes
 from pyrovae.training.step import Step
 
 __all__ = ["Update"]
@@ -18,17 +19,26 @@ class Update:
         step: what is minimised.
         optimizer: of the step's parameters.
         clip_norm: largest norm of all gradients together.
+        processes: those that train together, each with a part of the batch; all of them call it.
     """
 
-    def __init__(self, step: Step, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None):
+    def __init__(
+        self,
+        step: Step,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_norm: float | None = None,
+        processes: Processes | None = None,
+    ):
         self.step = step
         self.optimizer = optimizer
         self.clip_norm = clip_norm
+        self.processes = processes or Processes()
         self.parameters = list(step.known.parameters.values())
 
     def __call__(self, *batch: Tensor) -> Tensor:
-        """Move the parameters, and return the loss from before."""
-        loss = self.gradients(*batch)
+        """Move the parameters, and return the loss from before; without a batch, for a process that has no rows."""
+        loss = self.gradients(*batch) if self.processes.size == 1 else self.shared_gradients(*batch)
         self.apply()
         return loss
 
@@ -43,6 +53,28 @@ class Update:
             if torch.isfinite(loss):
                 raise
             return loss
+
+    def shared_gradients(self, *batch: Tensor) -> Tensor:
+        """Set gradients to those of the whole batch, of which each process brings a part, and return its loss.
+
+        A gradient that is missing here counts as zero where another process has it; where none has, it stays missing,
+        as in one process. Buffers that the step wrote are averaged too, so that running means of the batch are right.
+        """
+        buffers = list(self.step.known.buffers.values())
+        versions = [buffer._version for buffer in buffers]
+        like = next(parameter for parameter in self.parameters if parameter.is_floating_point())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.gradients(*batch).to(like, copy=True) if batch else like.new_zeros(())
+        used = self.processes.union([parameter.grad is not None for parameter in self.parameters])
+        written = self.processes.union([b._version != version for b, version in zip(buffers, versions, strict=True)])
+        shared = [loss]
+        for parameter, flag in zip(self.parameters, used, strict=True):
+            if flag:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                shared.append(parameter.grad)
+        shared += [buffer for buffer, flag in zip(buffers, written, strict=True) if flag]
+        self.processes.average_(shared, weight=len(batch[0]) if batch else 0)
+        return loss
 
     def apply(self) -> None:
         """Clip the gradients and let the optimizer use them."""
