@@ -1,6 +1,7 @@
 """Several processes that train one pair: they do what one does, agree, and notice each other's end."""
 
 import importlib.util
+import io
 import multiprocessing
 import os
 import re
@@ -559,6 +560,22 @@ def test_processes_that_were_called_with_different_things(what, tmp_path):
     assert re.match(f"ValueError: {named} is .* on process 0 and .* on process 1; run the same script", first)
 
 
+def test_process_0_alone_writes(tmp_path):
+    def run(rank):
+        def refuse(*_, **__):
+            raise AssertionError("process 1 writes")
+
+        if rank == 1:
+            loop_module.checkpoint.save = refuse
+        sys.stderr = io.StringIO()
+        fit(vae(), BITS, max_epochs=2, batch_size=4, out=tmp_path / "run", seed=0, accelerator="cpu")
+        return sys.stderr.getvalue(), (tmp_path / "run" / "history.csv").read_text().count("\n")
+
+    first, second = values(together(run, tmp_path))
+    assert "epoch 2/2" in first[0]
+    assert second == ("", 3)
+
+
 # Checkpoints ------------------------------------------------------------------------------------------------------
 
 
@@ -711,6 +728,25 @@ def test_fabric_starts_the_script_again(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(options=", devices=2"))
     started(["script.py", tmp_path / "run"], tmp_path)
     check_two(tmp_path / "run")
+
+
+@needs_fabric
+def test_fabric_forks(tmp_path, monkeypatch):
+    """The pair of this process comes back trained, as by processes that a launcher started."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # Fabric leaves them behind; taken away again afterwards
+        monkeypatch.delenv(name)
+    expected = values(together(lambda _: trained(lazy_pair(0.5), REALS), tmp_path))[0]
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        run = quietly(
+            lazy_pair(0.5), REALS, max_epochs=2, batch_size=4, devices=2, strategy="ddp_fork", callbacks=[seen.append]
+        )
+    assert exactly(arrays(run.known.parameters), expected["parameters"])
+    assert exactly(arrays({"loc": pyro.param("loc")}), {"loc": expected["parameters"]["loc"]})
+    assert (run.step, run.epoch, run.out, run.rank, run.config["processes"]) == (6, 2, None, 0, 2)
+    assert seen == []
 
 
 @needs_fabric

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.loop import Callback, Loop, Run
-from pyrovae.training.processes import check_divisible, join
+from pyrovae.training.processes import check_divisible, in_workers, join, wants_workers
+from pyrovae.training.runs import load
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
@@ -85,7 +87,8 @@ def fit(
         devices: processes on this machine, each with its device: a number, or "auto" for one a GPU. None for those that
             a launcher has started, else one; 1 for one even there.
         strategy: how Lightning Fabric (the extra `distributed`) starts them: "ddp" or "auto" runs this script again
-            for each, so that it must lead here without a prompt or a notebook.
+            for each, so that it must lead here without a prompt or a notebook; "ddp_fork" (notebooks) and
+            "ddp_spawn" start processes that end with this call, and leave the pair on the CPU.
         precision: "float32", "float64", "bfloat16" (autocast); None leaves pair and data as they are.
         seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
             the run's where that is resumed.
@@ -110,6 +113,7 @@ def fit(
     >>> len(run.history["train_loss"]), run.step
     (2, 2)
     """
+    arguments = dict(locals())
     pair = as_pair(pair)
     _check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
     if precision not in _DTYPES:
@@ -126,6 +130,8 @@ def fit(
     _check_callbacks(callbacks)
     folder = _run_folder(out, resume)
     seed = _seed(seed, folder if resume else None)
+    if wants_workers(devices, strategy, device):
+        return _in_workers({**arguments, "seed": seed}, device)
 
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(join(devices, strategy, device))
@@ -170,6 +176,21 @@ def fit(
             max_epochs, patience=patience, callbacks=callbacks, autocast=autocast, progress=progress is not False
         )
     return loop.run
+
+
+def _in_workers(arguments: dict[str, Any], device: torch.device) -> Run:
+    """The run of processes that end with it, brought back through its folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        out = arguments["out"] or temporary
+        kept = {**arguments, "out": out, "devices": None, "strategy": "auto"}
+        interrupted = in_workers(_work, kept, arguments["devices"], arguments["strategy"], device)
+        run = load(out, arguments["pair"])
+    run.interrupted, run.out = interrupted, None if arguments["out"] is None else run.out
+    return run
+
+
+def _work(_: Any, arguments: dict[str, Any]) -> bool:
+    return fit(**arguments).interrupted
 
 
 def _check_numbers(**numbers: Any) -> None:

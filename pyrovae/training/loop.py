@@ -168,7 +168,7 @@ class Loop:
         if patience is not None and not self.best:  # it begins only now
             run.best_epoch, run.best_loss = None, math.inf
         run.stopping = self._out_of_patience(patience) and run.best_epoch is not None
-        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress)
+        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress and run.rank == 0)
         with contextlib.closing(bar), self._connected(), _interruptible(self):
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
                 before = self._snapshot()

@@ -19,7 +19,7 @@ import atexit
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyrovae.data.seeds import PROCESS, derived_seed
 from pyrovae.training.step import Step
 
-__all__ = ["Processes", "check_divisible", "join"]
+__all__ = ["Processes", "check_divisible", "in_workers", "join", "wants_workers"]
 
 PATIENCE = timedelta(minutes=30)  # for a process that is alive, but late: it may compile, or draw pictures
 # Pyro's own objectives that weigh or compare the rows of a batch together; the library's say so themselves.
@@ -273,7 +273,7 @@ def join(devices: int | str | None, strategy: str, device: torch.device) -> Iter
     """
     count = _count(devices, strategy, device)
     if count > 1 and not _launched():
-        _launch(count, strategy, device)
+        _fabric(count, strategy, device).launch()
     if count == 1 or not _launched():
         yield Processes(device=device)
         return
@@ -337,7 +337,20 @@ def _own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", local_rank % count)
 
 
-def _launch(count: int, strategy: str, device: torch.device) -> None:
+def wants_workers(devices: int | str | None, strategy: str, device: torch.device) -> bool:
+    """Whether processes are to be started that end with the call, instead of this script once more for each."""
+    started = strategy in ("ddp_fork", "ddp_notebook", "ddp_spawn")
+    return started and not _launched() and _count(devices, strategy, device) > 1
+
+
+def in_workers(
+    function: Callable[..., Any], arguments: Any, devices: int | str | None, strategy: str, device: torch.device
+) -> Any:
+    """What `function(fabric, arguments)` returns in the first of several new processes; spawned ones get it pickled."""
+    return _fabric(_count(devices, strategy, device), strategy, device).launch(function, arguments)
+
+
+def _fabric(count: int, strategy: str, device: torch.device) -> Any:
     try:
         from lightning_fabric import Fabric  # an extra, and slow to import
     except ImportError as error:
@@ -346,7 +359,7 @@ def _launch(count: int, strategy: str, device: torch.device) -> None:
             f"or start the script with torchrun --nproc_per_node={count}"
         ) from error
     accelerator = {"cuda": "gpu"}.get(device.type, device.type)
-    Fabric(accelerator=accelerator, devices=count, strategy="ddp" if strategy == "auto" else strategy).launch()
+    return Fabric(accelerator=accelerator, devices=count, strategy="ddp" if strategy == "auto" else strategy)
 
 
 def _leave() -> None:
