@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import pyrovae
-from pyrovae.data import Split
+from pyrovae.data import Split, Stream
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair
 from pyrovae.objectives import ELBO, IWAE
@@ -346,8 +346,6 @@ def test_every_row_is_drawn_once(rows, batch_size, count):
         def __getitem__(self, index):
             return {"x": numbers[index].float()}
 
-    from pyrovae.data import Stream
-
     for data in (Split({"x": numbers.float()}), Stream(Items())):
         whole = [batch[0] for batch in data.batches(batch_size, seed=1, epoch=2)]
         parts = [list(data.batches(batch_size, seed=1, epoch=2, part=(k, count))) for k in range(count)]
@@ -522,7 +520,7 @@ REFUSED = {
         r"lie outside the plate 'data', which has size 6 for 11 data; write pyro.plate",
     ),
     "batch_size": (lambda: (vae(), BITS), {"batch_size": 1}, r"batch_size is 1 for 2 processes; pass batch_size=2"),
-    "devices": (lambda: (vae(), BITS), {"devices": 3}, r"devices is 3, but 2 processes were started"),
+    "devices": (lambda: (vae(), BITS), {"devices": 3}, r"devices is 3, but 2 processes were started here"),
     "devices=0": (lambda: (vae(), BITS), {"devices": 0}, r"devices is 0, it must be at least 1"),
     "devices='all'": (lambda: (vae(), BITS), {"devices": "all"}, r"devices is 'all', a whole number"),
     "fsdp": (lambda: (vae(), BITS), {"strategy": "fsdp"}, r"strategy is 'fsdp', .*; pass strategy='ddp'"),
@@ -556,8 +554,8 @@ def test_processes_that_were_called_with_different_things(what, tmp_path):
 
     first, second = errors(together(run, tmp_path))
     assert first == second
-    named = {"data": "hash of the first rows", "pair": "pair", "lr": "lr"}[what]
-    assert re.match(f"ValueError: {named} is .* on process 0 and .* on process 1; run the same script", first)
+    named = {"data": "the hash of the first rows of data", "pair": "pair", "lr": "lr"}[what]
+    assert re.match(f"ValueError: {named} is .* on process 0 and .* on process 1; give all the same data", first)
 
 
 def test_process_0_alone_writes(tmp_path):
@@ -623,15 +621,18 @@ def test_another_number_of_processes_is_refused(tmp_path):
 # The end of a process ---------------------------------------------------------------------------------------------
 
 
-def test_a_killed_process_ends_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, tmp_path, monkeypatch):
     monkeypatch.setattr(loop_module, "SAVE_EVERY", 0.0)
     began = time.monotonic()
 
     def run(rank):
         die = at_step(9, lambda run: os.kill(os.getpid(), signal.SIGKILL))
-        quietly(vae(), BITS, batch_size=4, max_epochs=500, out=tmp_path / "run", callbacks=[die] if rank else [])
+        callbacks = [die] if rank == victim else []
+        quietly(vae(), BITS, batch_size=4, max_epochs=500, out=tmp_path / "run", callbacks=callbacks)
 
-    (kind, text), (killed, _) = together(run, tmp_path)
+    answers = together(run, tmp_path)
+    (killed, _), (kind, text) = answers[victim], answers[1 - victim]
     assert (kind, killed) == ("error", "killed")
     assert text.startswith("ConnectionError: another of the 2 processes has died or failed")
     assert f"pass resume=True to go on from {tmp_path / 'run' / 'checkpoints' / 'step-000000006'}" in text

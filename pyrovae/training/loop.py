@@ -147,7 +147,9 @@ class Loop:
         facts = {**self.run.config, "out is given": self.run.out is not None, "state": shapes}
         if isinstance(self.train_data, Split):
             tensors = (self.train_data[name][:32].cpu().numpy() for name in self.train_data.names)
-            facts["hash of the first rows"] = [hashlib.sha256(array.tobytes()).hexdigest() for array in tensors]
+            facts["the hash of the first rows of data"] = [
+                hashlib.sha256(array.tobytes()).hexdigest() for array in tensors
+            ]
         self.processes.check_same(facts)
         self.processes.broadcast_(self.state.values())
         if self.processes.rank:

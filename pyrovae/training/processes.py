@@ -175,7 +175,8 @@ class Processes:
                 if other.get(name) != told[0].get(name):
                     raise ValueError(
                         f"{name} is {str(told[0].get(name))[:100]} on process 0 and {str(other.get(name))[:100]} on "
-                        f"process {rank}; run the same script with the same data and arguments on all"
+                        f"process {rank}; give all the same data and arguments, and seed what the script draws for "
+                        "them: torch.manual_seed(0), say"
                     )
 
     def check_alike(self, tensors: Iterable[Tensor]) -> None:
@@ -199,6 +200,9 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # gloo's and NCCL's own words are about sockets
+            if self.devices is not self.hosts:  # else what NCCL still waits for would keep this process from ending
+                with contextlib.suppress(Exception):
+                    self.devices.abort()
             said = str(error).splitlines()[0][:200]
             raise ConnectionError(f"another of the {self.size} processes has died or failed ({said})") from error
 
@@ -317,9 +321,10 @@ def _count(devices: int | str | None, strategy: str, device: torch.device) -> in
             f"devices is {devices}, this machine has {torch.cuda.device_count()} GPUs; pass at most that many, or "
             "accelerator='cpu'"
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else devices))
-    if devices > 1 and _launched() and devices != here:
-        raise ValueError(f"devices is {devices}, but {here} processes were started on this machine; leave devices out")
+    if devices > 1 and _launched():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else devices))
+        if devices != here:
+            raise ValueError(f"devices is {devices}, but {here} processes were started here; leave devices out")
     return devices
 
 

@@ -65,14 +65,15 @@ class Update:
         like = next(parameter for parameter in self.parameters if parameter.is_floating_point())
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.gradients(*batch).to(like, copy=True) if batch else like.new_zeros(())
-        used = self.processes.union([parameter.grad is not None for parameter in self.parameters])
-        written = self.processes.union([b._version != version for b, version in zip(buffers, versions, strict=True)])
+        used = [parameter.grad is not None for parameter in self.parameters]
+        written = [buffer._version != version for buffer, version in zip(buffers, versions, strict=True)]
+        flags = iter(self.processes.union([*used, *written]))
         shared = [loss]
-        for parameter, flag in zip(self.parameters, used, strict=True):
-            if flag:
+        for parameter in self.parameters:
+            if next(flags):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 shared.append(parameter.grad)
-        shared += [buffer for buffer, flag in zip(buffers, written, strict=True) if flag]
+        shared += [buffer for buffer in buffers if next(flags)]
         self.processes.average_(shared, weight=len(batch[0]) if batch else 0)
         return loss
 
