@@ -565,7 +565,7 @@ def test_process_0_alone_writes(tmp_path):
 
         if rank == 1:
             loop_module.checkpoint.save = refuse
-        sys.stderr = io.StringIO()
+        sys.stderr = io.StringIO()  # whatever this process prints, in a fork that ends after it
         fit(vae(), BITS, max_epochs=2, batch_size=4, out=tmp_path / "run", seed=0, accelerator="cpu")
         return sys.stderr.getvalue(), (tmp_path / "run" / "history.csv").read_text().count("\n")
 

@@ -19,6 +19,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -203,7 +204,7 @@ class Processes:
             if self.devices is not self.hosts:  # else what NCCL still waits for would keep this process from ending
                 with contextlib.suppress(Exception):
                     self.devices.abort()
-            said = str(error).splitlines()[0][:200]
+            said = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).split(". This is")[0][:200]
             raise ConnectionError(f"another of the {self.size} processes has died or failed ({said})") from error
 
 
