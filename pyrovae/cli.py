@@ -135,6 +135,8 @@ def _fit(arguments: list[str]) -> None:
         },
         out=out,
     )
+    if run.rank:
+        return
     options["out"] = str(out)
     written = {key: value for key, value in options.items() if value is not None or key == "binarize"}
     (out / "config.yaml").write_text(f"# pyrovae fit {name} --config THIS\n{yaml.safe_dump(written, sort_keys=False)}")

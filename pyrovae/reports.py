@@ -213,7 +213,7 @@ class LatentSpace(Callback):
 
     def on_step(self, run: Run) -> None:
         """Draw, if this is one of the steps."""
-        if run.step not in self.steps:
+        if run.step not in self.steps or run.rank:
             return
         pair, plate = run.pair, run.known.plate
         batch = first_rows(pair, self.split, run.seed, 2)

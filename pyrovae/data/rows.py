@@ -40,7 +40,9 @@ class Rows(ABC):
         rows.names = names
         return rows
 
-    def batches(self, batch_size: int, *, seed: int, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, skip: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[Tensor, ...]]:
         """One epoch, in an order that depends on (seed, epoch) and the kind of device only.
 
         Args:
@@ -48,9 +50,10 @@ class Rows(ABC):
             seed: not negative.
             epoch: not negative; each has its own permutation, drawn on the device.
             skip: leave out that many batches from the start without computing them, to resume within an epoch.
+            part: (k, n) for the k-th of n parts of each batch, n >= 1, 0 <= k < n: sizes differ by one at most.
 
         Returns:
-            iterator over tuples of tensors (B, ...), in the order of `names`.
+            iterator over tuples of tensors (B, ...), in the order of `names`; () for a part without rows.
 
         Raises:
             ValueError: for a batch_size below 1 or above the number of rows.
@@ -62,13 +65,24 @@ class Rows(ABC):
             raise ValueError(f"epoch is {epoch} and skip is {skip}, at least 0 is wanted; count from 0")
         generator = seeded_generator(self._device, seed, ORDER, epoch)
         order = torch.randperm(len(self), generator=generator, device=self._device)
-        return self._read(order.split(batch_size)[skip:], generator)
+        return self._parts(order.split(batch_size)[skip:], generator, part)
 
-    def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
-        """All rows in their order, for evaluation; batch_size may exceed the number of rows."""
+    def sequential(self, batch_size: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, ...]]:
+        """All rows in their order, for evaluation, or a part of each batch as in `batches`.
+
+        batch_size may exceed the number of rows.
+        """
         _check_batch_size(batch_size)
         order = torch.arange(len(self), device=self._device)
-        return self._read(order.split(batch_size), seeded_generator(self._device, 0))
+        return self._parts(order.split(batch_size), seeded_generator(self._device, 0), part)
+
+    def _parts(
+        self, indices: Sequence[Tensor], generator: torch.Generator, part: tuple[int, int]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        number, count = part
+        mine = [index.tensor_split(count)[number] for index in indices]
+        filled = self._read([index for index in mine if len(index)], generator)
+        return (next(filled) if len(index) else () for index in mine)
 
     def _main(self) -> str:
         return "x" if "x" in self.fields else self.fields[0]

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.models.base import Structure
 from pyrovae.training.capture import CaptureError, Graph, capture
+from pyrovae.training.processes import Processes
 from pyrovae.training.random_states import random_state, set_random_state
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
@@ -87,7 +88,8 @@ class CompiledUpdate(Update):
     `failure` says why. An optimizer that needs the values of its tensors in Python stays outside of the graph.
 
     Args:
-        step, optimizer, clip_norm, autocast: as for `Update`.
+        step, optimizer, clip_norm, autocast, processes: as for `Update`. Several processes average the gradients after
+            the backward pass, so that the optimizer is in none of their graphs.
         backend: what makes a function of a graph.
 
     Attributes:
@@ -110,9 +112,11 @@ class CompiledUpdate(Update):
         *,
         clip_norm: float | None = None,
         autocast: contextlib.AbstractContextManager[Any] | None = None,
+        processes: Processes | None = None,
         backend: Callable[[Graph], Callable[..., Sequence[Tensor]]] = inductor,
     ):
-        super().__init__(step, optimizer, clip_norm=clip_norm, autocast=autocast)
+        super().__init__(step, optimizer, clip_norm=clip_norm, autocast=autocast, processes=processes)
+        self.whole = self.processes.size == 1
         self.backend = backend
         self.graphs: dict[Any, _Compiled] = {}
         self.seconds = 0.0
@@ -126,13 +130,23 @@ class CompiledUpdate(Update):
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """Move the parameters, and return the loss from before."""
+        return self._chosen(batch) if self.whole else super().__call__(*batch)
+
+    def gradients(self, *batch: Tensor) -> Tensor:
+        """Set the parameters' `.grad` to the gradients of one batch, and return its loss."""
+        return super().gradients(*batch) if self.whole else self._chosen(batch)
+
+    def _eager(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return super().__call__(*batch) if self.whole else super().gradients(*batch)
+
+    def _chosen(self, batch: tuple[Tensor, ...]) -> Tensor:
         if self.failure is None and self.begun:
             key = self._key(batch)
             if key in self.graphs and not self._watched:
                 return self._run(self.graphs[key], batch)
             return self._compared(key, batch)
         self.begun = True
-        return super().__call__(*batch)
+        return self._eager(batch)
 
     def _key(self, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """What a graph is fixed for."""
@@ -158,7 +172,7 @@ class CompiledUpdate(Update):
             loss, *gradients = compiled.call(*compiled.state, *batch, *compiled.found)
         for parameter, gradient in zip(compiled.with_gradient, gradients, strict=True):
             parameter.grad = gradient
-        if not compiled.applies:
+        if self.whole and not compiled.applies:
             self.apply()
         return loss
 
@@ -168,10 +182,14 @@ class CompiledUpdate(Update):
         """This step compiled if it is what the eager step would be, and eager otherwise."""
         self._watched = False
         random = random_state()
+        before = {name: buffer.clone() for name, buffer in self.step.known.buffers.items()}
         with _Undone(self.step.known.buffers.values()):
-            expected = self._outcome(super().__call__(*batch))
+            expected = self._outcome(self._eager(batch))
+            changed = [n for n, b in before.items() if not torch.equal(b, expected["buffer"][n])]
         set_random_state(random)
         try:
+            if changed and not self.whole:
+                raise CaptureError(f"the step writes buffers {changed[:3]}, which the processes average")
             if key not in self.graphs:
                 if len(self.graphs) == MOST_GRAPHS:
                     raise CaptureError(f"{MOST_GRAPHS} shapes of batches or settings of the optimizer came already")
@@ -180,10 +198,10 @@ class CompiledUpdate(Update):
             self.failure = " ".join(str(error).split())[:300] or type(error).__name__
         set_random_state(random)
         if self.failure is not None:
-            return self._eager(*batch)
+            return self._gone_back(batch)
         compiled = self.graphs[key]
         tensors = [*compiled.state, *compiled.found]
-        before = [tensor.detach().clone() for tensor in tensors]
+        values = [tensor.detach().clone() for tensor in tensors]
         try:
             loss = self._run(compiled, batch)
             difference = _difference(expected, self._outcome(loss), self._tolerance)
@@ -192,19 +210,19 @@ class CompiledUpdate(Update):
         if difference is None:
             return loss
         with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
+            for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
         set_random_state(random)
         self.failure = (
             f"the compiled step has another {difference} than the eager one: what the program reads in Python has "
             "changed since, or it draws random numbers outside of torch"
         )
-        return self._eager(*batch)
+        return self._gone_back(batch)
 
-    def _eager(self, *batch: Tensor) -> Tensor:
+    def _gone_back(self, batch: tuple[Tensor, ...]) -> Tensor:
         warnings.warn(f"training goes on with eager steps: {self.failure}", RuntimeWarning, stacklevel=2)
         self.graphs.clear()
-        return super().__call__(*batch)
+        return self._eager(batch)
 
     def _captured(self, batch: tuple[Tensor, ...]) -> _Compiled:
         began, before = time.perf_counter(), random_state()
@@ -215,7 +233,7 @@ class CompiledUpdate(Update):
             ]
         kept = [tensor for values in self._named().values() for tensor in values.values()]
         state = [*kept, *self.learning_rates]
-        for applies in (True, False):
+        for applies in (True, False) if self.whole else (False,):
             recorded = _Recorded(self, batch, applies)
             try:
                 with _Undone(self.step.known.buffers.values()):
@@ -267,7 +285,7 @@ class _Recorded:
         self.with_gradient: list[Any] = []
 
     def __call__(self) -> list[Any]:
-        loss = self.update.gradients(*self.batch)
+        loss = Update.gradients(self.update, *self.batch)
         if self.applies:
             with _tensors_only(self.update.optimizer, self.update.learning_rates):
                 self.update.apply()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from pyrovae.training import checkpoint
 from pyrovae.training.compiled import compiler, worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.precision import tensor_float32
+from pyrovae.training.processes import check_divisible, in_workers, join, wants_workers
+from pyrovae.training.runs import load
 from pyrovae.training.step import Step
 
 __all__ = ["fit"]
@@ -53,6 +56,8 @@ def fit(
     patience: int | None = None,
     plate: str | None = None,
     accelerator: str = "auto",
+    devices: int | str | None = None,
+    strategy: str = "auto",
     precision: str | None = None,
     compile: bool | str = "auto",
     seed: int | None = None,
@@ -67,14 +72,19 @@ def fit(
     it was: random states, Pyro's settings, the default dtype, signal handlers. Ctrl-C ends it after the current step
     and leaves a usable pair; a second one ends it at once.
 
+    Several processes train one pair together, data-parallel: with `devices=2`, or started by
+    `torchrun --nproc_per_node=2 script.py` where nothing need be passed. Each runs the script from the start, has all
+    parameters and data, and takes its part of each batch; `run.rank` is its number. Gradients are those of the whole
+    batch. Process 0 alone writes to `out` and shows progress; callbacks run on all.
+
     Args:
         pair: see `pyrovae.as_pair`.
         data: `pyrovae.data.Data` (its validation split is used), or a tensor, tuple or dict of tensors, Split or torch
             Dataset; see `pyrovae.data.match`.
         objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
         max_epochs: passes over the data.
-        batch_size: rows per step, by default 128 or all; the last batch of an epoch may be smaller. A model that
-            subsamples by itself gets all rows in each step instead.
+        batch_size: rows per step, of all processes together, by default 128 or all; the last batch of an epoch may be
+            smaller. A model that subsamples by itself gets all rows in each step instead.
         lr: learning rate of the optimizer.
         optimizer: called as `optimizer(parameters, lr=lr)`; a torch optimizer class or a partial of one.
             Default: Adam.
@@ -89,6 +99,11 @@ def fit(
         compile: whether steps are captured as graphs and compiled, see `pyrovae.training.compiled`; what can't be goes
             on eagerly, with a warning that says why. "auto" does where the planned steps are worth the seconds that
             compiling takes, and where there is a compiler; a resumed run goes on as it began.
+        devices: processes on this machine, each with its device: a number, or "auto" for one a GPU. None for those that
+            a launcher has started, else one; 1 for one even there.
+        strategy: how Lightning Fabric (the extra `distributed`) starts them: "ddp" or "auto" runs this script again
+            for each, so that it must lead here without a prompt or a notebook; "ddp_fork" (notebooks) and
+            "ddp_spawn" start processes that end with this call, and leave the pair on the CPU.
         seed: of the order of rows, the particles and every other draw. None draws one from torch's generator, or takes
             the run's where that is resumed.
         out: folder for history.csv and checkpoints.
@@ -102,6 +117,8 @@ def fit(
     Raises:
         TypeError, ValueError, FileNotFoundError: for arguments and data that can't work, before training starts.
         FloatingPointError: if the loss stops being finite; the pair then has its parameters from before that epoch.
+        ConnectionError: if another process dies or fails.
+        ImportError: if processes are to be started and lightning-fabric is not installed.
 
     >>> import torch
     >>> from pyrovae.models import VAE
@@ -110,6 +127,7 @@ def fit(
     >>> len(run.history["train_loss"]), run.step
     (2, 2)
     """
+    arguments = dict(locals())
     pair = as_pair(pair)
     _check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
     if compile not in ("auto", True, False):
@@ -129,25 +147,30 @@ def fit(
     folder = _run_folder(out, resume)
     recorded = _recorded(folder) if resume else {}
     seed = _seed(recorded.get("seed") if seed is None else seed)
+    if wants_workers(devices, strategy, device):
+        return _in_workers({**arguments, "seed": seed}, device)
 
     with contextlib.ExitStack() as stack:
+        processes = stack.enter_context(join(devices, strategy, device))
+        device, seed = processes.device, processes.first(seed)
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision], recorded.get("threads")))
         stack.enter_context(tensor_float32(precision == "tf32"))
         train = train.to(device, _DTYPES[precision])
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
-        known, batch = _prepare(pair, train, batch_size, plate, device, _DTYPES[precision])
+        part = -(-batch_size // processes.size)  # rows of process 0, which has the most
+        known, batch = _prepare(pair, train, part, plate, device, _DTYPES[precision])
         _check_support(known, train, "data")
         if held_out is not None:
             _check_support(known, held_out, "validation")
         step = Step(pair, objective, known)
-        batch_size = len(batch[0])
-        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed)
+        check_divisible(step, rows=len(train), batch_size=batch_size, batch_rows=len(batch[0]), processes=processes)
+        batch_size = len(batch[0]) if processes.size == 1 else batch_size
+        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed, processes=processes)
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-        compiled = recorded.get("compile", compile)
-        if isinstance(compile, bool):
-            compiled = compile
-        elif compiled == "auto":
-            compiled = _compiles(max_epochs * loop.steps_per_epoch, known, device, says=progress is not False)
+        says = progress is not False and processes.rank == 0
+        compiled: Any = recorded.get("compile", compile) if compile == "auto" else compile
+        if compiled == "auto":
+            compiled = _compiles(max_epochs * loop.steps_per_epoch, known, device, says=says)
         loop.optimize(optimizer, lr, schedule, clip_norm, autocast=autocast, compiled=compiled)
         loop.run.config = {
             "pair": describe(pair),
@@ -167,12 +190,29 @@ def fit(
             "compile": compiled,
             "threads": torch.get_num_threads(),
             "seed": seed,
+            "processes": processes.size,
         }
         loop.run.out = folder
+        loop.synchronize()
         if resume:
             loop.resume()
         loop.train(max_epochs, patience=patience, callbacks=callbacks, progress=progress is not False)
     return loop.run
+
+
+def _in_workers(arguments: dict[str, Any], device: torch.device) -> Run:
+    """The run of processes that end with it, brought back through its folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        out = arguments["out"] or temporary
+        kept = {**arguments, "out": out, "devices": None, "strategy": "auto"}
+        interrupted = in_workers(_work, kept, arguments["devices"], arguments["strategy"], device)
+        run = load(out, arguments["pair"])
+    run.interrupted, run.out = interrupted, None if arguments["out"] is None else run.out
+    return run
+
+
+def _work(_: Any, arguments: dict[str, Any]) -> bool:
+    return fit(**arguments).interrupted
 
 
 def _check_numbers(**numbers: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import signal
 import sys
@@ -25,6 +26,7 @@ from pyrovae.objectives import Objective, ledger
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.history import History
+from pyrovae.training.processes import Processes
 from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
@@ -33,7 +35,7 @@ __all__ = ["Callback", "Loop", "Run"]
 
 READ_EVERY = 50  # steps between two looks at the losses, which wait for the device
 SAVE_EVERY = 60.0  # seconds between two checkpoints
-_MAY_CHANGE = ("max_epochs", "patience")  # between a run and its resumption
+_MAY_CHANGE = ("max_epochs", "patience", "processes")  # between a run and its resumption
 
 
 class Callback:
@@ -63,6 +65,7 @@ class Run:
         interrupted: whether Ctrl-C ended it.
         seconds: of training, validation and checkpoints included.
         stopping: set it from a callback to end after this epoch.
+        rank: the number of this process among those that train together.
     """
 
     pair: Any
@@ -79,6 +82,7 @@ class Run:
     interrupted: bool = False
     seconds: float = 0.0
     stopping: bool = False
+    rank: int = 0
 
     def plot(self, ax: Any = None) -> Any:
         """Training curves on `ax`, returned."""
@@ -96,14 +100,19 @@ class Loop:
         *,
         batch_size: int,
         seed: int,
+        processes: Processes | None = None,
     ):
         self.step = step
+        self.processes = processes or Processes()
+        self.part = (self.processes.rank, self.processes.size)
         self.train_data = train
         self.validation_data = validation
         self.batch_size = batch_size
-        self.subsamples_itself = step.known.rows < batch_size  # a batch is what the structure was found on
-        self.steps_per_epoch = math.ceil(len(train) / min(batch_size, step.known.rows))
-        self.run = Run(step.pair, step.objective, History(), {}, step.known, seed)
+        # A batch is what the structure was found on; several processes never train what subsamples itself.
+        self.subsamples_itself = step.known.rows < batch_size and self.processes.size == 1
+        self.steps_per_epoch = math.ceil(len(train) / (step.known.rows if self.subsamples_itself else batch_size))
+        self.run = Run(step.pair, step.objective, History(), {}, step.known, seed, rank=self.processes.rank)
+        self.signalled = False
         self.schedules = {k: v for k, v in vars(step.objective).items() if isinstance(v, Schedule)}
         like = next(tensor for tensor in step.known.parameters.values() if tensor.is_floating_point())
         for schedule in self.schedules.values():
@@ -135,7 +144,25 @@ class Loop:
         self.optimizer = made
         self.scheduler = None if schedule is None else schedule(self.optimizer)
         update = CompiledUpdate if compiled else Update
-        self.update = update(self.step, self.optimizer, clip_norm=clip_norm, autocast=autocast)
+        self.update = update(
+            self.step, self.optimizer, clip_norm=clip_norm, autocast=autocast, processes=self.processes
+        )
+
+    def synchronize(self) -> None:
+        """Start all processes from the values of process 0, each with random numbers of its own."""
+        if self.processes.size == 1:
+            return
+        shapes = {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in self.state.items()}
+        facts = {**self.run.config, "out is given": self.run.out is not None, "state": shapes}
+        if isinstance(self.train_data, Split):
+            tensors = (self.train_data[name][:32].cpu().numpy() for name in self.train_data.names)
+            facts["the hash of the first rows of data"] = [
+                hashlib.sha256(array.tobytes()).hexdigest() for array in tensors
+            ]
+        self.processes.check_same(facts)
+        self.processes.broadcast_(self.state.values())
+        if self.processes.rank:
+            pyro.set_rng_seed(self.processes.seed(self.run.seed))
 
     def train(
         self,
@@ -151,8 +178,8 @@ class Loop:
         if patience is not None and not self.best:  # it begins only now
             run.best_epoch, run.best_loss = None, math.inf
         run.stopping = self._out_of_patience(patience) and run.best_epoch is not None
-        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress)
-        with contextlib.closing(bar), _interruptible(run):
+        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress and run.rank == 0)
+        with contextlib.closing(bar), self._connected(), _interruptible(self):
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
                 before = self._snapshot()
                 try:
@@ -166,8 +193,11 @@ class Loop:
                 self._end_epoch(patience)
                 for callback in callbacks:
                     callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
+                run.stopping, run.interrupted, save = self.processes.union(
+                    [run.stopping, run.interrupted or self.signalled, time.monotonic() - saved > SAVE_EVERY]
+                )
                 bar.epoch()
-                if run.out and time.monotonic() - saved > SAVE_EVERY:
+                if run.out and save:
                     self.save()
                     saved = time.monotonic()
             returns_best = patience is not None and run.best_epoch is not None and not run.interrupted
@@ -192,12 +222,13 @@ class Loop:
             with pyro.validation_enabled(run.epoch == 0):
                 loss = self.update(*batch)
             run.step += 1
-            epoch.add(loss, len(batch[0]))
+            epoch.add(loss, len(batch[0]) if self.processes.size == 1 else self._rows(epoch.steps))
             if len(epoch.unread) >= READ_EVERY:
                 self._read(batch)
             for callback in per_step:
                 callback.on_step(run)
             bar.step()
+            run.interrupted = self.processes.any(run.interrupted or self.signalled)
             if run.interrupted:
                 break
         self._read(batch)
@@ -207,7 +238,12 @@ class Loop:
             for _ in range(skip, self.steps_per_epoch):
                 yield next(self.train_data.sequential(len(self.train_data)))
         else:
-            yield from self.train_data.batches(self.batch_size, seed=self.run.seed, epoch=self.run.epoch, skip=skip)
+            order = {"seed": self.run.seed, "epoch": self.run.epoch, "skip": skip}
+            yield from self.train_data.batches(self.batch_size, **order, part=self.part)
+
+    def _rows(self, step: int) -> int:
+        """Rows of a batch of the epoch, all processes together."""
+        return min(self.batch_size, len(self.train_data) - step * self.batch_size)
 
     def _end_epoch(self, patience: int | None) -> None:
         run, finished = self.run, self.in_epoch
@@ -224,6 +260,7 @@ class Loop:
             self.scheduler.step()
         run.epoch += 1
         self.in_epoch = _Epoch()
+        self.processes.check_alike(self.state.values())
         run.stopping |= self._out_of_patience(patience)
 
     def _check_store(self) -> None:
@@ -247,13 +284,13 @@ class Loop:
         total = 0.0
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_mode(self.run.pair, *self.step.known.modules))
-            stack.enter_context(isolated_random_state(self.run.seed))
+            stack.enter_context(isolated_random_state(self.processes.seed(self.run.seed)))
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(self.update.autocast)
             stack.enter_context(torch.no_grad())
-            for batch in data.sequential(self.batch_size):
+            for batch in filter(None, data.sequential(self.batch_size, part=self.part)):
                 total = total + step(*batch) * len(batch[0])
-        return float(total) / len(data)
+        return self.processes.sum(float(total))[0] / len(data)
 
     def _read(self, batch: tuple[Tensor, ...]) -> None:
         """Wait for the losses since the last look, and stop if one is not finite."""
@@ -265,12 +302,20 @@ class Loop:
             kept = "parameters from before this epoch" + (f", the last checkpoint is {latest}" if latest else "")
             raise FloatingPointError(
                 f"the loss is {losses[bad]} at step {first + bad + 1}, in epoch {self.run.epoch + 1}: "
-                f"{self._blame(batch)}. The pair has its {kept}; pass a smaller lr= or clip_norm=1.0, or look at the "
-                "data and at scales that go to 0"
+                f"{self._blame_all(batch)}. The pair has its {kept}; pass a smaller lr= or clip_norm=1.0, or look at "
+                "the data and at scales that go to 0"
             )
 
+    def _blame_all(self, batch: tuple[Tensor, ...]) -> str:
+        """What the first process that finds something says, each of its own rows."""
+        told = [text.decode() for text in self.processes.gather((self._blame(batch) if batch else "").encode())]
+        for rank, text in enumerate(told):
+            if text:
+                return text + (f" of process {rank}" if self.processes.size > 1 else "")
+        return "every site is finite again on the last batch"
+
     def _blame(self, batch: tuple[Tensor, ...]) -> str:
-        """What is not finite by now: parameters, or sites and rows of the last batch."""
+        """What is not finite by now: parameters, or sites and rows of the last batch; "" if nothing is."""
         broken = [name for name, tensor in self.step.known.parameters.items() if not torch.isfinite(tensor).all()]
         if broken:
             return f"parameters {broken[:3]} are no longer finite"
@@ -281,18 +326,25 @@ class Loop:
                 if broken_rows.any():
                     rows = broken_rows.nonzero().flatten()[:5].tolist()
                     return f"log {'q' if term.kind == 'guide' else 'p'} of site {term.name!r}, rows {rows} of the batch"
-        return "every site is finite again on the last batch"
+        return ""
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
-    def save(self, *, returns_best: bool = False) -> Path:
-        """Write a checkpoint from which `resume` goes on exactly.
+    def save(self, *, returns_best: bool = False) -> None:
+        """Let process 0 write a checkpoint from which `resume` goes on exactly.
 
         Args:
             returns_best: whether the run ends here with its best parameters, not its last.
         """
         run = self.run
         assert run.out is not None
+        random = self.processes.gather_states(checkpoint.random_state())
+        if run.rank == 0:
+            self._write(run.out, random, returns_best)
+        self.processes.any(False)  # nobody goes on before it is there
+
+    def _write(self, out: Path, random: dict[str, Tensor], returns_best: bool) -> None:
+        run = self.run
         tensors = {name: tensor.detach() for name, tensor in self.state.items()}
         best = {f"best/{name}": tensor for name, tensor in self.best.items()}
         state = {
@@ -306,12 +358,9 @@ class Loop:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "eager_because": self.update.failure,
         }
-        kept = checkpoint.Checkpoint(
-            {**tensors, **best}, self.optimizer.state_dict(), checkpoint.random_state(), state, run.config
-        )
-        path = checkpoint.save(kept, run.out / "checkpoints", step=run.step)
-        run.history.to_csv(run.out / "history.csv")
-        return path
+        kept = checkpoint.Checkpoint({**tensors, **best}, self.optimizer.state_dict(), random, state, run.config)
+        checkpoint.save(kept, out / "checkpoints", step=run.step)
+        run.history.to_csv(out / "history.csv")
 
     def resume(self) -> None:
         """Take up the newest checkpoint of the run's folder."""
@@ -320,6 +369,12 @@ class Loop:
         path = checkpoint.latest(run.out / "checkpoints")
         assert path is not None
         kept = checkpoint.read(path)
+        size = kept.config.get("processes", 1)
+        if size != self.processes.size:  # its random states and its parts of batches are theirs
+            raise ValueError(
+                f"the run in {str(run.out)!r} was trained by {size} process{'es' * (size > 1)}, here are "
+                f"{self.processes.size}; pass devices={size} or start it with torchrun --nproc_per_node={size}"
+            )
         for name, value in run.config.items():
             if name not in _MAY_CHANGE and kept.config.get(name) != value:
                 raise ValueError(
@@ -336,7 +391,22 @@ class Loop:
         run.best_epoch, run.best_loss = kept.state["best"]
         self.in_epoch = _Epoch(*kept.state["in_epoch"])
         run.history = History(kept.state["history"])
-        checkpoint.set_random_state(kept.random)
+        checkpoint.set_random_state(self.processes.own_states(kept.random))
+        self.processes.check_same({"step of the checkpoint": run.step})
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Say how to go on where another process is gone."""
+        try:
+            yield
+        except ConnectionError as error:
+            latest = self.run.out and checkpoint.latest(self.run.out / "checkpoints")
+            fix = (
+                f"pass resume=True to go on from {latest}"
+                if latest
+                else "pass out= to keep checkpoints, and start anew"
+            )
+            raise ConnectionError(f"{error}, at step {self.run.step + 1}; look at what it said, then {fix}") from error
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.state.items()}
@@ -420,7 +490,7 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run) -> Iterator[None]:
+def _interruptible(loop: Loop) -> Iterator[None]:
     """Ctrl-C asks the loop to end after the step; a second one raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -428,7 +498,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
 
     def handle(*_: Any) -> None:
-        run.interrupted = True
+        loop.signalled = True
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, handle)
