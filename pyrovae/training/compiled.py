@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyrovae.models.base import Structure
 from pyrovae.training.capture import CaptureError, Graph, capture
 from pyrovae.training.processes import Processes
-from pyrovae.training.random_states import random_state, set_random_state
+from pyrovae.training.random_states import random_state, remembered
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
@@ -181,12 +181,14 @@ class CompiledUpdate(Update):
     def _compared(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
         """This step compiled if it is what the eager step would be, and eager otherwise."""
         self._watched = False
-        random = random_state()
-        before = {name: buffer.clone() for name, buffer in self.step.known.buffers.items()}
-        with _Undone(self.step.known.buffers.values()):
+        restore_generators = remembered()
+        buffers = self.step.known.buffers
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        known = self.graphs.get(key)  # knows every tensor that a step may change
+        with _Undone(buffers.values()) if known is None else _restored([*known.state, *known.found]):
             expected = self._outcome(self._eager(batch))
             changed = [n for n, b in before.items() if not torch.equal(b, expected["buffer"][n])]
-        set_random_state(random)
+        restore_generators()
         try:
             if changed and not self.whole:
                 raise CaptureError(f"the step writes buffers {changed[:3]}, which the processes average")
@@ -196,7 +198,7 @@ class CompiledUpdate(Update):
                 self.graphs[key] = self._captured(batch)
         except Exception as error:  # a compiler fails in many ways, and none may cost the user's run
             self.failure = " ".join(str(error).split())[:300] or type(error).__name__
-        set_random_state(random)
+        restore_generators()
         if self.failure is not None:
             return self._gone_back(batch)
         compiled = self.graphs[key]
@@ -209,10 +211,8 @@ class CompiledUpdate(Update):
             difference = " ".join(str(error).split())[:100]
         if difference is None:
             return loss
-        with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
-        set_random_state(random)
+        _put_back(tensors, values)
+        restore_generators()
         self.failure = (
             f"the compiled step has another {difference} than the eager one: what the program reads in Python has "
             "changed since, or it draws random numbers outside of torch"
@@ -349,6 +349,20 @@ class _Undone(TorchDispatchMode):
         super().__exit__(*error)
         for storage, value in self.before.values():
             storage.copy_(value)
+
+
+@contextlib.contextmanager
+def _restored(tensors: list[Tensor]) -> Iterator[None]:
+    """The quick form of `_Undone`, for tensors that are known."""
+    values = [tensor.detach().clone() for tensor in tensors]
+    yield
+    _put_back(tensors, values)
+
+
+def _put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 def _difference(
