@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.models.base import Structure
 from pyrovae.training.capture import CaptureError, Graph, capture
+from pyrovae.training.cuda_graph import Replayed
 from pyrovae.training.processes import Processes
 from pyrovae.training.random_states import random_state, remembered
 from pyrovae.training.step import Step
@@ -33,12 +34,13 @@ MOST_GRAPHS = 16  # batch shapes, modes and settings of the optimizer, before so
 
 
 def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
-    """The graph as compiled kernels, which draw the random numbers that eager operations would."""
+    """The graph as compiled kernels, on a GPU launched together, with the random numbers of eager operations."""
     import torch._inductor  # takes seconds, which eager training need not spend
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to torch's developers
-        return torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
+        call = torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
+    return Replayed(call) if all(tensor.is_cuda for tensor in graph.inputs) else call
 
 
 def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
@@ -362,7 +364,8 @@ def _restored(tensors: list[Tensor]) -> Iterator[None]:
 def _put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
     with torch.no_grad():
         for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value)
+            if not torch.equal(tensor, value):  # expanded tensors, which no step can change, can't be written to either
+                tensor.copy_(value)
 
 
 def _difference(

@@ -119,6 +119,7 @@ class Loop:
             schedule.to(like)
         self.state = {**step.known.parameters, **step.known.buffers}
         self.in_store = set(pyro.get_param_store().keys())
+        self.watched = 0  # the step at which a compiled update was last compared with an eager one
         self.best: dict[str, Tensor] = {}
         self.in_epoch = _Epoch()
 
@@ -212,8 +213,9 @@ class Loop:
         bar: _Progress,
     ) -> None:
         run, epoch = self.run, self.in_epoch
-        if isinstance(self.update, CompiledUpdate):
+        if isinstance(self.update, CompiledUpdate) and run.step >= self.watched + READ_EVERY:
             self.update.watch()
+            self.watched = run.step
         per_step = [callback for callback in callbacks if isinstance(callback, Callback)]
         for batch in self._batches(skip=epoch.steps):
             for schedule in self.schedules.values():
