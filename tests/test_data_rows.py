@@ -275,3 +275,10 @@ def test_data_knows_its_splits():
     assert repr(data) == "Data('numbers': train 6, test 2 rows; event_shape (2,), levels 4)"
     with pytest.raises(ValueError, match=r"test has event shape \(3,\), train \(2,\)"):
         Data(rows(6), test=Split({"x": torch.zeros(2, 3)}))
+
+
+def test_values_that_are_not_finite_are_found_beyond_the_first_chunk():
+    x = torch.zeros(5, 2**19)
+    x[3, 7], x[4, 2] = math.nan, -math.inf
+    with pytest.raises(ValueError, match="x has 2 NaN or infinite values, the first in row 3"):
+        Split({"x": x})

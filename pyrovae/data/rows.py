@@ -127,9 +127,8 @@ class Split(Rows):
                 raise ValueError(
                     f"{name} has {len(tensor)} rows, {main} has {len(self)}; pass one row per datum in each"
                 )
-            bad = ~torch.isfinite(tensor)
-            if bad.any():
-                count, row = int(bad.sum()), int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+            count, row = _not_finite(tensor)
+            if count:
                 raise ValueError(
                     f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them"
                 )
@@ -307,6 +306,18 @@ class Data:
         """The splits there are, by name."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {part: split for part, split in splits.items() if split is not None}
+
+
+def _not_finite(tensor: Tensor) -> tuple[int, int]:
+    """How many values are NaN or infinite, and the first row with one, some rows at a time: memory is for the data."""
+    count, first, start = 0, -1, 0
+    for rows in tensor.split(max(1, 2**20 // max(1, tensor[0].numel()))):
+        bad = ~torch.isfinite(rows)
+        if bad.any():
+            first = start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0]) if first < 0 else first
+            count += int(bad.sum())
+        start += len(rows)
+    return count, first
 
 
 def first_item(dataset: Any) -> Any:
