@@ -392,12 +392,37 @@ def unchanged(training):
 
 
 @pytest.mark.parametrize(
-    ("change", "graphs"), [(unchanged, 1), (change_weight_decay, 2), (change_betas, 2), (freeze, 2), (evaluate, 2)]
+    ("change", "graphs", "applies"),
+    [
+        (unchanged, 1, True),
+        (freeze, 2, True),
+        (evaluate, 2, True),
+        (change_weight_decay, 1, False),  # the one of before is gone, and the optimizer is in no other one
+        (change_betas, 1, False),
+    ],
 )
-def test_what_a_graph_is_fixed_for_makes_a_new_one(change, graphs):
+def test_what_a_graph_is_fixed_for_makes_a_new_one(change, graphs, applies):
     training = same(normalised, between=lambda number, training: change(training) if number == 5 else None)
     assert len(training.update.graphs) == graphs
+    assert {graph.applies for graph in training.update.graphs.values()} == {applies}
     assert training.update.failure is None
+
+
+def test_a_schedule_may_change_more_than_the_rate():
+    """OneCycleLR has other betas at each step."""
+
+    def make(parameters):
+        optimizer = optim.Adam(parameters, lr=0.02)
+        optimizer.scheduler = optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=20)
+        return optimizer
+
+    def schedule(number, training):
+        if number:
+            training.optimizer.scheduler.step()
+
+    training = same(vae, optimizer=make, between=schedule, clip_norm=0.7)
+    assert training.update.failure is None
+    assert len(training.update.graphs) == 1
 
 
 # Batches and modes ----------------------------------------------------------------------------------------------------
@@ -508,8 +533,8 @@ def functional_batch_norm(z, mean, var):
 
 
 CHANGING = {
-    "running average": closing_over(running_average, average=torch.zeros(())),
-    "batch norm without a module": closing_over(functional_batch_norm, mean=torch.zeros(1), var=torch.ones(1)),
+    "running average": closing_over(running_average, average=torch.zeros((), dtype=torch.float64)),
+    "batch norm without a module": closing_over(functional_batch_norm, mean=reals(1), var=reals(1).exp()),
 }
 
 
@@ -569,7 +594,7 @@ def test_schedules_are_followed():
     assert training.update.failure is None
     constant = Training(lambda: (vae(), ELBO(beta=Linear(0.0, 1.0, epochs=8))), compiled=True)
     constant.steps(10)
-    assert abs(constant.losses[-1] - training.losses[-1]) > 0.1
+    assert abs(constant.losses[-1] - training.losses[-1]) > 0.01
 
 
 def test_frozen_and_unused_parameters_have_no_gradient():
@@ -750,9 +775,20 @@ LONG = {
 DAMPED_ADAM = partial(optim.Adam, lr=0.02, eps=1e-3)
 
 
+IN_FLOAT32 = pytest.mark.xfail(
+    reason="inductor draws torch.bernoulli(p) in float32 where eager draws in float64",
+    raises=RuntimeWarning,
+    strict=True,
+)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in [*QUICK, *LONG]]
+    "name",
+    [
+        *QUICK,
+        *(pytest.param(n, marks=[pytest.mark.slow, *([IN_FLOAT32] if n == "score function" else [])]) for n in LONG),
+    ],
 )
 def test_ten_compiled_steps_are_ten_eager_steps(name):
     make, batches = (QUICK | LONG)[name]()

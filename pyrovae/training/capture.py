@@ -91,7 +91,10 @@ def _lift_constants(module: GraphModule) -> list[Tensor]:
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
     placeholders: dict[str, torch.fx.Node] = {}
     for node in list(graph.nodes):
-        node.meta.clear()  # shapes noted while recording belong to no fake mode of inductor's
+        value = node.meta.get("val")
+        node.meta.clear()  # what was noted while recording belongs to no fake mode of inductor's
+        if isinstance(value, Tensor) and value.dim() == 0:
+            node.meta["number"] = value.dtype
         if node.op != "get_attr" or not isinstance(value := getattr(module, node.target, None), Tensor):
             continue
         if all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):

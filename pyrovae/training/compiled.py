@@ -23,6 +23,7 @@ from pyrovae.training.capture import CaptureError, Graph, capture
 from pyrovae.training.cuda_graph import Replayed
 from pyrovae.training.processes import Processes
 from pyrovae.training.random_states import random_state, remembered
+from pyrovae.training.scalars import hoist
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
@@ -30,7 +31,7 @@ __all__ = ["CompiledUpdate", "compiler", "interpreted", "worthwhile"]
 
 # The random numbers of eager operations, and no asserts in Python on what the key of a graph has fixed.
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
-MOST_GRAPHS = 16  # batch shapes, modes and settings of the optimizer, before something must be wrong
+MOST_GRAPHS = 16  # shapes of batches and modes of modules, before something must be wrong
 
 
 def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
@@ -39,7 +40,17 @@ def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to torch's developers
-        call = torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
+        parts = hoist(graph.module, graph.inputs)
+        if parts is None:
+            call = torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
+        else:
+            first = torch._inductor.compile(parts.first, [graph.inputs[i] for i in parts.reads], options=_OPTIONS)
+            rest = torch._inductor.compile(parts.rest, [*graph.inputs, *parts.examples], options=_OPTIONS)
+            reads = parts.reads
+
+            def call(*inputs: Tensor) -> Sequence[Tensor]:
+                return rest(*inputs, *first(*[inputs[i] for i in reads]))
+
     return Replayed(call) if all(tensor.is_cuda for tensor in graph.inputs) else call
 
 
@@ -87,7 +98,8 @@ class CompiledUpdate(Update):
     The first step is an eager one, in which the optimizer makes its state. Each new graph is compared with the eager
     update from the same state and random numbers, in loss, gradients, parameters and buffers; so is the next step after
     `watch()`. On a difference, or where nothing can be captured, this and all further steps are eager ones, and
-    `failure` says why. An optimizer that needs the values of its tensors in Python stays outside of the graph.
+    `failure` says why. An optimizer that needs the values of its tensors in Python, or whose settings other than the
+    learning rate change, stays outside of the graphs.
 
     Args:
         step, optimizer, clip_norm, autocast, processes: as for `Update`. Several processes average the gradients after
@@ -118,7 +130,8 @@ class CompiledUpdate(Update):
         backend: Callable[[Graph], Callable[..., Sequence[Tensor]]] = inductor,
     ):
         super().__init__(step, optimizer, clip_norm=clip_norm, autocast=autocast, processes=processes)
-        self.whole = self.processes.size == 1
+        self.whole = self._applies = self.processes.size == 1
+        self._fixed: list[Any] = []
         self.backend = backend
         self.graphs: dict[Any, _Compiled] = {}
         self.seconds = 0.0
@@ -143,6 +156,10 @@ class CompiledUpdate(Update):
 
     def _chosen(self, batch: tuple[Tensor, ...]) -> Tensor:
         if self.failure is None and self.begun:
+            if self._applies and self._settings() != self._fixed:
+                self._applies = not self.graphs  # a schedule that changes more than the learning rate will do it again
+                self._fixed = self._settings()
+                self.graphs.clear()
             key = self._key(batch)
             if key in self.graphs and not self._watched:
                 return self._run(self.graphs[key], batch)
@@ -156,13 +173,12 @@ class CompiledUpdate(Update):
             *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch),
             *(module.training for module in self.step.known.modules),
             *(parameter.requires_grad for parameter in self.parameters),
-            *(
-                value
-                for group in self.optimizer.param_groups
-                for name, value in group.items()
-                if name not in ("params", "lr")
-            ),
         )
+
+    def _settings(self) -> list[Any]:
+        """What an optimizer in a graph is fixed for."""
+        groups = self.optimizer.param_groups
+        return [value for group in groups for name, value in group.items() if name not in ("params", "lr")]
 
     def _run(self, compiled: _Compiled, batch: tuple[Tensor, ...]) -> Tensor:
         rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -196,7 +212,7 @@ class CompiledUpdate(Update):
                 raise CaptureError(f"the step writes buffers {changed[:3]}, which the processes average")
             if key not in self.graphs:
                 if len(self.graphs) == MOST_GRAPHS:
-                    raise CaptureError(f"{MOST_GRAPHS} shapes of batches or settings of the optimizer came already")
+                    raise CaptureError(f"{MOST_GRAPHS} shapes of batches or modes of modules came already")
                 self.graphs[key] = self._captured(batch)
         except Exception as error:  # a compiler fails in many ways, and none may cost the user's run
             self.failure = " ".join(str(error).split())[:300] or type(error).__name__
@@ -235,7 +251,7 @@ class CompiledUpdate(Update):
             ]
         kept = [tensor for values in self._named().values() for tensor in values.values()]
         state = [*kept, *self.learning_rates]
-        for applies in (True, False) if self.whole else (False,):
+        for applies in (True, False) if self._applies else (False,):
             recorded = _Recorded(self, batch, applies)
             try:
                 with _Undone(self.step.known.buffers.values()):
