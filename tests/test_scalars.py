@@ -55,6 +55,19 @@ def test_numbers_go_first_with_what_they_change():
     assert powers == [1, 0]
 
 
+def seen_through_a_view(a, x):
+    view = a.view(())
+    a.add_(x.sum())
+    return [x * (view * 2)]
+
+
+def changed_after_its_use(a, x):
+    double = a * 2
+    before = x * double
+    double.add_(1)
+    return [before, x * double]
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -65,6 +78,8 @@ def test_numbers_go_first_with_what_they_change():
         lambda a, x: [x * a.expand(5).cumsum(0), x * a.exp()],
         lambda a, x: [a * 2, x * 2],  # a number that is a result
         lambda a, x: [x.sum(), x * 2],  # no number is used
+        seen_through_a_view,
+        changed_after_its_use,
     ],
 )
 def test_what_is_not_safe_stays(function):
