@@ -173,7 +173,7 @@ TORCHS_WORDS = [  # refused, but in the words of torch
     lambda x: torch.arange(x[0, 0]),
     lambda x: torch.roll(x, x[0, 0].long()),
 ]
-FROZEN = [
+BY_VALUES = [
     lambda x: x * len(torch.where(x > 2)[0]),
     lambda x: x * len(torch.argwhere(x > 2)),
     lambda x: x * len(torch.unique_consecutive(x)),
@@ -212,10 +212,7 @@ def test_what_reads_values_is_refused_by_name_and_line(look):
     [
         *HELD,
         *TORCHS_WORDS,
-        *(
-            pytest.param(look, marks=pytest.mark.xfail(reason="frozen, and nobody says so", strict=True))
-            for look in FROZEN
-        ),
+        *BY_VALUES,
     ],
 )
 def test_no_value_is_frozen(look):

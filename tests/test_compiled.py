@@ -156,7 +156,7 @@ READS = "the program reads the value of a tensor (foreign.py, line {}: {})"
 CHANGED = "what the program reads in Python has changed since"
 DRAWS = "the program draws random numbers from Python's or NumPy's generator; draw from torch's"
 CALLED_AGAIN = pytest.mark.xfail(
-    reason="comparison and capture call the program, which moves what it keeps in Python",
+    reason="capture calls the program once more, which moves what it keeps in Pyro's store besides parameters",
     raises=AssertionError,
     strict=True,
 )
@@ -173,10 +173,7 @@ REASONS = {
     "chosen rows": ("the shape of a tensor depends on values (foreign.py, line {}: {})", "chosen = z[z[:, 0] > 0]"),
     "average baseline": (CHANGED, None),
 }
-EAGER = [
-    pytest.param(name, marks=CALLED_AGAIN) if name in ("a growing attribute", "average baseline") else name
-    for name in REASONS
-]
+EAGER = [pytest.param(name, marks=CALLED_AGAIN) if name == "average baseline" else name for name in REASONS]
 
 
 def reason(name):
@@ -281,10 +278,6 @@ def test_fit_stops_at_nan_as_in_eager_training(name, interpreting):
     assert parameters[0]["rate"].item() == 0.05
 
 
-@pytest.mark.xfail(
-    reason="where Pyro's checks meet NaN, the eager step starts anew with other random numbers than the compiled one",
-    strict=True,
-)
 @pytest.mark.parametrize("name", NAN)
 def test_nan_is_no_difference(name, interpreting):
     with pytest.raises(FloatingPointError, match="at step 2, in epoch 1"):
@@ -356,9 +349,6 @@ def test_each_group_has_its_rate_which_a_scheduler_changes(name):
     assert training.update.failure is None
 
 
-@pytest.mark.xfail(
-    reason="the rate of before is the same tensor, so that it is always equal", raises=AssertionError, strict=True
-)
 def test_a_rate_in_a_tensor_may_be_changed_in_place():
     def change(number, training):
         if number == 5:
@@ -538,17 +528,8 @@ CHANGING = {
 }
 
 
-UNMARKED = pytest.mark.xfail(
-    reason="batch norm's operation does not say that it changes its statistics, so that comparison changes them too",
-    raises=AssertionError,
-    strict=True,
-)
-
-
 @pytest.mark.filterwarnings("ignore:training goes on with eager steps")  # the law is below
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=UNMARKED) if name.startswith("batch norm") else name for name in CHANGING]
-)
+@pytest.mark.parametrize("name", CHANGING)
 def test_what_the_program_changes_in_place_is_changed_once_a_step(name):
     """Neither frozen nor changed again by comparison and capture."""
     trainings = [Training(CHANGING[name], SCALARS, compiled=compiled) for compiled in (False, True)]

@@ -81,6 +81,10 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
             if isinstance(error, CaptureError):
                 raise CaptureError(said) from error
             raise CaptureError(f"{said}{_line_of(error.__traceback__)}") from error
+    for node in module.graph.nodes:
+        by_values = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+        if by_values and node.target not in _BY_INDEX:  # masks among them are refused as they come
+            raise CaptureError(f"the shape of a tensor depends on values, by {node.target}")
     return Graph(module, [*inputs, *_lift_constants(module)])
 
 
@@ -124,8 +128,14 @@ class _Reads(TorchFunctionMode):
             frame = _caller(sys._getframe(1))
             if frame.f_code.co_name == "compute_expectation":  # Pyro's Dice, which sums what it selects
                 return torch.where(args[1], args[0], 0.0)
-        if function in _SELECTIONS or (function is Tensor.__getitem__ and _by_mask(args[1])):
+        by_values = function in _SPLITS and len(args) > 1 and isinstance(args[1], Tensor)
+        by_values |= function is torch.where and len(args) == 1
+        if by_values or function in _SELECTIONS or (function is Tensor.__getitem__ and _by_mask(args[1])):
             raise CaptureError(f"the shape of a tensor depends on values{_line(sys._getframe(1))}")
+        if function in _CONSTRUCTORS and _holds_tensors(args[-1] if function is Tensor.new_tensor else args[0]):
+            raise CaptureError(
+                f"a list of tensors becomes one by their values, not torch.stack{_line(sys._getframe(1))}"
+            )
         if function in _READS and isinstance(args[0], Tensor):
             if _validates(sys._getframe(1)):
                 return True
@@ -142,6 +152,7 @@ class _Reads(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+_BY_INDEX = {torch.ops.aten.index.Tensor}
 _DISTRIBUTION = os.path.join("distributions", "distribution.py")
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _SELECTIONS = {
@@ -149,9 +160,17 @@ _SELECTIONS = {
     torch.masked_select,
     Tensor.nonzero,
     torch.nonzero,
+    Tensor.argwhere,
+    torch.argwhere,
     Tensor.unique,
     torch.unique,
+    Tensor.unique_consecutive,
+    torch.unique_consecutive,
+    Tensor.bincount,
+    torch.bincount,
 }
+_SPLITS = {Tensor.tensor_split, torch.tensor_split, Tensor.repeat_interleave, torch.repeat_interleave}
+_CONSTRUCTORS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 _READS = {
     Tensor.item,
     Tensor.tolist,
@@ -179,6 +198,10 @@ _FIXED = {"__iter__", "_same_value", "_is_zero"}
 def _by_mask(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(isinstance(part, Tensor) or _holds_tensors(part) for part in data)
 
 
 def _validates(frame: FrameType | None) -> bool:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +181,7 @@ class CompiledUpdate(Update):
         return [value for group in groups for name, value in group.items() if name not in ("params", "lr")]
 
     def _run(self, compiled: _Compiled, batch: tuple[Tensor, ...]) -> Tensor:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         if rates != self._rates:
             for tensor, rate in zip(self.learning_rates, rates, strict=True):
                 tensor.fill_(rate)
@@ -197,50 +197,44 @@ class CompiledUpdate(Update):
     # Capture and comparison -------------------------------------------------------------------------------------------
 
     def _compared(self, key: Any, batch: tuple[Tensor, ...]) -> Tensor:
-        """This step compiled if it is what the eager step would be, and eager otherwise."""
+        """This step compiled if it is what the eager step is, and that one otherwise."""
         self._watched = False
         restore_generators = remembered()
-        buffers = self.step.known.buffers
-        before = {name: buffer.clone() for name, buffer in buffers.items()}
         known = self.graphs.get(key)  # knows every tensor that a step may change
-        with _Undone(buffers.values()) if known is None else _restored([*known.state, *known.found]):
-            expected = self._outcome(self._eager(batch))
-            changed = [n for n, b in before.items() if not torch.equal(b, expected["buffer"][n])]
+        with _Undone() if known is None else _Restored([*known.state, *known.found]) as eager:
+            before = {name: buffer.clone() for name, buffer in self.step.known.buffers.items()}
+            loss = self._eager(batch)
+            expected = self._outcome(loss)
+        eager_generators = remembered()
         restore_generators()
         try:
+            changed = [name for name, value in before.items() if not torch.equal(value, expected["buffer"][name])]
             if changed and not self.whole:
                 raise CaptureError(f"the step writes buffers {changed[:3]}, which the processes average")
             if key not in self.graphs:
                 if len(self.graphs) == MOST_GRAPHS:
                     raise CaptureError(f"{MOST_GRAPHS} shapes of batches or modes of modules came already")
                 self.graphs[key] = self._captured(batch)
+            restore_generators()
+            with _Restored([*self.graphs[key].state, *self.graphs[key].found]) as compiled:
+                compiled_loss = self._run(self.graphs[key], batch)
+                difference = _difference(expected, self._outcome(compiled_loss), self._tolerance)
+            if difference is None:
+                compiled.again()
+                return compiled_loss
+            self.failure = (
+                f"the compiled step has another {difference} than the eager one: what the program reads in Python has "
+                "changed since, or it draws random numbers outside of torch"
+            )
         except Exception as error:  # a compiler fails in many ways, and none may cost the user's run
             self.failure = " ".join(str(error).split())[:300] or type(error).__name__
-        restore_generators()
-        if self.failure is not None:
-            return self._gone_back(batch)
-        compiled = self.graphs[key]
-        tensors = [*compiled.state, *compiled.found]
-        values = [tensor.detach().clone() for tensor in tensors]
-        try:
-            loss = self._run(compiled, batch)
-            difference = _difference(expected, self._outcome(loss), self._tolerance)
-        except RuntimeError as error:  # shapes that depend on values
-            difference = " ".join(str(error).split())[:100]
-        if difference is None:
-            return loss
-        _put_back(tensors, values)
-        restore_generators()
-        self.failure = (
-            f"the compiled step has another {difference} than the eager one: what the program reads in Python has "
-            "changed since, or it draws random numbers outside of torch"
-        )
-        return self._gone_back(batch)
-
-    def _gone_back(self, batch: tuple[Tensor, ...]) -> Tensor:
         warnings.warn(f"training goes on with eager steps: {self.failure}", RuntimeWarning, stacklevel=2)
         self.graphs.clear()
-        return self._eager(batch)
+        eager.again()  # and not once more: the program may count its calls
+        eager_generators()
+        for name, parameter in self.step.known.parameters.items():
+            parameter.grad = expected["gradient"].get(name)
+        return loss
 
     def _captured(self, batch: tuple[Tensor, ...]) -> _Compiled:
         began, before = time.perf_counter(), random_state()
@@ -254,7 +248,7 @@ class CompiledUpdate(Update):
         for applies in (True, False) if self._applies else (False,):
             recorded = _Recorded(self, batch, applies)
             try:
-                with _Undone(self.step.known.buffers.values()):
+                with _Undone(), _same_attributes(self.step):
                     graph = capture(recorded, [*state, *batch])
                 break
             except CaptureError:
@@ -336,52 +330,75 @@ def _tensors_only(optimizer: torch.optim.Optimizer, learning_rates: list[Tensor]
 
 
 class _Undone(TorchDispatchMode):
-    """Whatever tensors a block changes in place have their old values again after it.
+    """Whatever tensors a block changes in place have their old values after it, and the new ones after `again()`."""
 
-    Args:
-        buffers: to put back in any case: batch norm's operation does not say that it changes its statistics.
-    """
-
-    def __init__(self, buffers: Iterable[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        for buffer in buffers:
-            self._keep(buffer.untyped_storage())
+        self.kept: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         for argument, value in zip(function._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            # Batch norm's operations do not say that they change their statistics.
+            if argument.name.startswith("running_") or (argument.alias_info and argument.alias_info.is_write):
                 for tensor in pytree.tree_leaves(value):
                     if isinstance(tensor, Tensor):
                         self._keep(tensor.untyped_storage())
         return function(*args, **(kwargs or {}))
 
     def _keep(self, storage: torch.UntypedStorage) -> None:
-        if storage.data_ptr() not in self.before:
+        if storage.data_ptr() not in self.kept:
             with disable_proxy_modes_tracing():
-                self.before[storage.data_ptr()] = (storage, storage.clone())
+                self.kept[storage.data_ptr()] = (storage, storage.clone())
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for storage, value in self.before.values():
-            storage.copy_(value)
+        self.again()
+
+    def again(self) -> None:
+        """Exchange the values of now for the others."""
+        for key, (storage, other) in self.kept.items():
+            self.kept[key] = (storage, storage.clone())
+            storage.copy_(other)
+
+
+class _Restored:
+    """The quick form of `_Undone`, for tensors that are known."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors = tensors
+        self.others = [tensor.detach().clone() for tensor in tensors]
+
+    def __enter__(self) -> _Restored:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.again()
+
+    def again(self) -> None:
+        """Exchange the values of now for the others."""
+        now = [tensor.detach().clone() for tensor in self.tensors]
+        with torch.no_grad():
+            for tensor, value in zip(self.tensors, self.others, strict=True):
+                if not torch.equal(tensor, value):  # expanded tensors, which no step changes, can't be written to
+                    tensor.copy_(value)
+        self.others = now
 
 
 @contextlib.contextmanager
-def _restored(tensors: list[Tensor]) -> Iterator[None]:
-    """The quick form of `_Undone`, for tensors that are known."""
-    values = [tensor.detach().clone() for tensor in tensors]
-    yield
-    _put_back(tensors, values)
-
-
-def _put_back(tensors: list[Tensor], values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(tensors, values, strict=True):
-            if not torch.equal(tensor, value):  # expanded tensors, which no step can change, can't be written to either
-                tensor.copy_(value)
+def _same_attributes(step: Step) -> Iterator[None]:
+    """Numbers and words that a program keeps on the pair or its modules are as before: this call does not count."""
+    owners = {id(owner): vars(owner) for owner in (step.pair, *step.known.modules) if hasattr(owner, "__dict__")}
+    before = [
+        (held, {name: value for name, value in held.items() if isinstance(value, int | float | str | None)})
+        for held in owners.values()
+    ]
+    try:
+        yield
+    finally:
+        for held, values in before:
+            held.update(values)
 
 
 def _difference(

@@ -7,9 +7,11 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyrovae.training.processes import Processes
+from pyrovae.training.random_states import remembered
 from pyrovae.training.step import Step
 
 __all__ = ["Update"]
@@ -58,10 +60,14 @@ class Update:
     def gradients(self, *batch: Tensor) -> Tensor:
         """Set the parameters' `.grad` to the gradients of one batch, and return its loss."""
         self.optimizer.zero_grad(set_to_none=True)
+        restore_generators = remembered() if is_validation_enabled() else None
         try:
             with self.autocast:
                 return self.step.backward(*batch)
         except ValueError:  # Pyro's checks may meet what is no longer finite before the loss does
+            if restore_generators is None:
+                raise
+            restore_generators()
             with self.autocast, pyro.validation_enabled(False):
                 loss = self.step.backward(*batch)
             if torch.isfinite(loss):
