@@ -9,7 +9,7 @@ import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
 from test_likelihood import OneByOne, global_guide, global_model, labelled_guide, labelled_model
 
-from pyrovae.evaluation.expectations import expectation
+from pyrovae.evaluation.expectations import _Sums, expectation
 
 FOUR = 4
 
@@ -132,3 +132,19 @@ def test_bad_functions_are_told():
     with pytest.raises(ValueError, match=r"latent sites \['w'\] lie outside the plate"):
         expectation((global_model, global_guide), x[:, 0], lambda z: z["z"])
     assert expectation(pair, x, lambda z: z["z"], num_samples=1).standard_error.isnan().all()
+
+
+def test_running_sums_of_expectations_are_the_sums():
+    """In parts, of weights of which the largest keeps changing."""
+    log_w = 20 * torch.randn(1, 60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    f = torch.randn(1, 60, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_w[..., 1] /= 100
+    log_w[..., 2] = log_w[..., 2].flip(1)
+    sums = _Sums()
+    for part, values in zip(log_w.split(7, 1), f.split(7, 1), strict=True):
+        sums.add(part, values)
+    w = torch.softmax(log_w[0], 0).unsqueeze(-1)
+    mean = (w * f[0]).sum(0)
+    error = ((w**2 * (f[0] - mean) ** 2).sum(0) * 60 / 59).sqrt()
+    torch.testing.assert_close(sums.result()[0], mean, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sums.result()[1], error, rtol=1e-6, atol=1e-7)

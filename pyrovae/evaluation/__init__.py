@@ -1,5 +1,6 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
+from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
@@ -12,7 +13,10 @@ __all__ = [
     "ElboParts",
     "Estimate",
     "Expectation",
+    "Sandwich",
     "active_units",
+    "ais",
+    "bdmc",
     "decode",
     "elbo",
     "encode",

@@ -108,8 +108,8 @@ def expectation(
                 asked = _asked(f, _values(draw, leading), log_w)
                 tail.add(sums.add(log_w, asked))
             parts.append((*sums.result(), tail.k_hat()))
-        joined = [on.join(each).cpu() for each in zip(*parts, strict=True)]
-        return Expectation(*joined, num_samples)
+        value, error, ess, k_hat = (on.join(each).cpu() for each in zip(*parts, strict=True))
+        return Expectation(value, error, ess, k_hat, num_samples)
 
 
 def _values(draw: Draw, leading: Sequence[int]) -> dict[str, Tensor]:
