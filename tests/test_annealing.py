@@ -91,6 +91,7 @@ def test_the_ladder_is_unbiased_however_bad():
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         path = _Path(Joint(pair, (x,), structure(pair, x)), 3, 2, lambda: None)
+        path.betas = [0.0, 0.05, 0.3, 1.0]  # uneven, else wrong increments add up too
         w = torch.exp(path.forward(40000) - pair.log_prob(x))
     mean, error = w.mean(0), w.std(0) / 200
     print(f"{mean} +- {error}")
@@ -173,6 +174,26 @@ def exact_points(pair, x, num_points):
     return dist.MultivariateNormal(loc, covariance).sample((num_points,))
 
 
+def test_a_step_leaves_the_posterior_as_it_is():
+    """Mean and covariance of 20000 exact draws after ten long steps, of which many are refused."""
+    pair = LinearGaussian()
+    x = pair.sample(2)
+    loc, covariance = pair.posterior(x)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        path = _Path(Joint(pair, (x,), structure(pair, x)), 2, 3, lambda: None)
+        points = exact_points(pair, x, 20000)
+        for _ in range(10):
+            points, accepted, _ = path._move(points, 1.0, torch.full((2,), 0.4).double())
+    centred = points - loc
+    print(f"accepted {accepted}")
+    assert 0.1 < accepted.min() <= accepted.max() < 0.95
+    assert (centred.mean(0).abs() < FOUR * covariance.diagonal().sqrt() / math.sqrt(20000)).all()
+    variance = centred.square().mean(0) / covariance.diagonal()
+    print(f"variances {variance}")
+    assert ((variance - 1).abs() < FOUR * math.sqrt(2 / 20000)).all()
+
+
 def test_the_sandwich_closes_on_the_linear_gaussian_pair(untouched):
     pair = LinearGaussian()
     sandwich = bdmc(pair, pair.sample(30), num_temperatures=300, num_leapfrog=5)
@@ -212,6 +233,7 @@ def test_the_backward_weights_are_unbiased():
         torch.manual_seed(0)
         joint = Joint(pair, (x,), structure(pair, x))
         path = _Path(joint, 6, 2, lambda: None)
+        path.betas = [0.0, 0.03, 0.1, 0.2, 0.4, 0.65, 1.0]
         inverse = torch.exp(pair.log_prob(x) - path.backward(exact_points(pair, x, 40000)))
     mean, error = inverse.mean(0), inverse.std(0) / 200
     print(f"{mean} +- {error}")

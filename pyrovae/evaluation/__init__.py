@@ -3,8 +3,10 @@
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
+from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
+from pyrovae.evaluation.surgery import Surgery, surgery
 from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
@@ -13,7 +15,9 @@ __all__ = [
     "ElboParts",
     "Estimate",
     "Expectation",
+    "Gaps",
     "Sandwich",
+    "Surgery",
     "active_units",
     "ais",
     "bdmc",
@@ -21,10 +25,12 @@ __all__ = [
     "elbo",
     "encode",
     "expectation",
+    "gaps",
     "generate",
     "interpolate",
     "log_likelihood",
     "manifold",
     "reconstruct",
+    "surgery",
     "traverse",
 ]
