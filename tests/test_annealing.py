@@ -155,6 +155,20 @@ def test_batches_and_seeds():
     assert first == again != other
 
 
+def test_models_that_subsample_by_themselves():
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    x = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    close(ais((model, guide), x, num_temperatures=10, num_leapfrog=3), dist.Normal(0.0, math.sqrt(2)).log_prob(x))
+
+
 def test_step_sizes_come_to_the_acceptance_asked_for_and_follow_the_scale():
     pair = LinearGaussian(scale=0.2)
     x = pair.sample(4)
