@@ -10,7 +10,7 @@
 
 from pyrovae import conditionals, data, distributions, nets, plots, priors
 from pyrovae.checks import check
-from pyrovae.evaluation import active_units, elbo, log_likelihood
+from pyrovae.evaluation import active_units, ais, bdmc, elbo, expectation, gaps, log_likelihood, surgery
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
 from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
@@ -30,13 +30,17 @@ __all__ = [
     "Pair",
     "Run",
     "active_units",
+    "ais",
     "as_pair",
+    "bdmc",
     "check",
     "conditionals",
     "data",
     "distributions",
     "elbo",
+    "expectation",
     "fit",
+    "gaps",
     "ledger",
     "load",
     "log_likelihood",
@@ -46,4 +50,5 @@ __all__ = [
     "priors",
     "schedules",
     "structure",
+    "surgery",
 ]

@@ -263,14 +263,21 @@ def _evaluate(arguments: list[str]) -> None:
     """Figures of a run on held-out data: ELBO and its parts, log-likelihood, active units, p-values."""
     parser = _run_parser("evaluate", _first_line(_evaluate))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the log-likelihood.")
+    parser.add_argument("--bound", type=str | None, default=None, help="iwae:K, for --num_samples K.")
+    parser.add_argument("--ais", action="store_true", help="the log-likelihood by annealed importance sampling too.")
+    parser.add_argument("--surgery", action="store_true", help="the parts of the average KL too.")
+    parser.add_argument("--gaps", action="store_true", help="approximation and amortisation gap too.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets of each check.")
     options = parser.parse_args(arguments)
     run, data, folder = _opened(options)
     figures, _ = reports.evaluate(
         run.pair,
         data,
-        num_samples=options.num_samples,
+        num_samples=options.num_samples if options.bound is None else _samples(options.bound),
         num_replicates=options.num_replicates,
+        with_ais=options.ais,
+        with_surgery=options.surgery,
+        with_gaps=options.gaps,
         plate=run.known.plate,
         seed=options.seed,
         progress=sys.stderr.isatty(),
@@ -278,6 +285,14 @@ def _evaluate(arguments: list[str]) -> None:
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, folder / "metrics.json")
     print(reports.table(figures))
+
+
+def _samples(bound: str) -> int:
+    """K of iwae:K."""
+    name, _, number = bound.partition(":")
+    if name.lower() != "iwae" or not number.isdigit() or int(number) < 1:
+        raise ValueError(f"--bound is {bound!r}; pass iwae:5000, say, and --ais for annealed importance sampling")
+    return int(number)
 
 
 def _check(arguments: list[str]) -> None:

@@ -18,14 +18,18 @@ from pyrovae import plots
 from pyrovae.checks import Check, check
 from pyrovae.data import Data, Split, Stream
 from pyrovae.evaluation import (
+    Surgery,
     active_units,
+    ais,
     elbo,
     encode,
+    gaps,
     generate,
     interpolate,
     log_likelihood,
     manifold,
     reconstruct,
+    surgery,
     traverse,
 )
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
@@ -44,6 +48,9 @@ def evaluate(
     *,
     num_samples: int = 1000,
     num_replicates: int = 200,
+    with_ais: bool = False,
+    with_surgery: bool = False,
+    with_gaps: bool = False,
     plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -55,9 +62,12 @@ def evaluate(
         data: `Data`, whose test split is used, or what `pyrovae.data.match` takes.
         num_samples: K of the importance-weighted log-likelihood.
         num_replicates: replicated data sets of each predictive check.
+        with_ais: the log-likelihood by annealed importance sampling too, with its default ladder.
+        with_surgery: the parts of the average KL too.
+        with_gaps: approximation and amortisation gap too.
         plate: name of the data plate, where it is not plain.
         seed: of all draws.
-        progress: show a bar for the log-likelihood.
+        progress: show bars.
 
     Returns:
         the figures as plain values, nats per datum, and the `Check` for its picture.
@@ -79,7 +89,26 @@ def evaluate(
         "data_standard_error": likelihood.data_standard_error,
         "num_samples": num_samples,
         "is_density": likelihood.is_density,
+        "heavy_tails": likelihood.heavy_tails,
     }
+    on: dict[str, Any] = {"plate": plate, "seed": seed, "progress": progress}
+    annealed = ais(pair, rows, **on) if with_ais else None
+    if annealed is not None:
+        figures["ais"] = {"log_likelihood": annealed.value, "standard_error": annealed.standard_error}
+    if with_surgery:
+        figures["surgery"] = _surgery_figures(surgery(pair, rows, **on))
+    if with_gaps:
+        found = gaps(pair, rows, annealed=annealed, **on)
+        figures["gaps"] = {
+            "bound": found.bound,
+            "log_likelihood": found.log_likelihood.value,
+            "refined_elbo": found.refined.value,
+            "amortised_elbo": found.amortised.value,
+            "approximation": found.approximation,
+            "approximation_error": found.approximation_error,
+            "amortisation": found.amortisation,
+            "amortisation_error": found.amortisation_error,
+        }
     try:
         units = active_units(pair, rows, plate=plate, seed=seed)
         figures |= {"active_units": units.count, "latent_dim": len(units.variance)}
@@ -88,6 +117,19 @@ def evaluate(
     figures["checks"] = checked.to_dict()
     figures["versions"] = versions()
     return figures, checked
+
+
+def _surgery_figures(parts: Surgery) -> dict[str, Any]:
+    names = [
+        name for name in ("kl", "information", "marginal_kl", "total_correlation") if getattr(parts, name) is not None
+    ]
+    figures: dict[str, Any] = {name: getattr(parts, name) for name in names}
+    figures |= {f"{name}_error": parts.standard_errors[name] for name in names}
+    if parts.dimension_kl is not None:
+        figures["dimension_kl"] = parts.dimension_kl.tolist()
+        figures["dimension_kl_sum"] = sum(figures["dimension_kl"])
+        figures["dimension_kl_sum_error"] = parts.standard_errors["dimension_kl_sum"]
+    return figures | {"inactive": parts.inactive, "rows": parts.rows}
 
 
 def versions() -> dict[str, str]:
@@ -115,6 +157,9 @@ def table(figures: dict[str, Any]) -> str:
             f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data",
         ),
     ]
+    if figures.get("heavy_tails"):
+        rows.append(("  Pareto k-hat above 0.7", f"{figures['heavy_tails']} of {figures['rows']}", "too few samples"))
+    rows += _further(figures)
     if figures["active_units"] is not None:
         rows.append(("active units", f"{figures['active_units']} of {figures['latent_dim']}", ""))
     rows += [
@@ -123,6 +168,29 @@ def table(figures: dict[str, Any]) -> str:
     width = max(len(name) for name, _, _ in rows)
     head = f"{figures['split']} data, {figures['rows']} rows"
     return "\n".join([head, *(f"  {name:<{width}}  {value:>18}  {note}".rstrip() for name, value, note in rows)])
+
+
+def _further(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of the table for what was asked for besides."""
+    rows = []
+    if "ais" in figures:
+        found = figures["ais"]
+        rows.append(("log-likelihood by AIS", f"{found['log_likelihood']:.3f} ± {found['standard_error']:.3f}", ""))
+    labels = {"kl": "average KL", "information": "  index-code information", "marginal_kl": "  marginal KL"}
+    labels |= {"total_correlation": "    total correlation", "dimension_kl_sum": "    dimension-wise KL"}
+    parts = figures.get("surgery", {})
+    rows += [
+        (label, f"{parts[name]:.3f} ± {parts[f'{name}_error']:.3f}", "")
+        for name, label in labels.items()
+        if name in parts
+    ]
+    if parts.get("inactive"):
+        rows.append(("  collapsed dimensions", ", ".join(map(str, parts["inactive"])), ""))
+    for name in ("approximation", "amortisation") if "gaps" in figures else ():
+        found = figures["gaps"]
+        note = f"log p(x) by {found['bound']}" if name == "approximation" else ""
+        rows.append((f"{name} gap", f"{found[name]:.3f} ± {found[f'{name}_error']:.3f}", note))
+    return rows
 
 
 def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pyro
@@ -13,6 +14,7 @@ import yaml
 
 from pyrovae import reports
 from pyrovae.cli import main
+from pyrovae.evaluation import ais, gaps
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
@@ -47,6 +49,26 @@ def test_fit_leaves_everything_that_later_commands_need(run_folder, capsys):
     table = capsys.readouterr().out
     assert "log-likelihood" in table
     assert "active units" in table
+
+
+def test_evaluate_says_more_when_asked(run_folder, capsys, monkeypatch):
+    short = partial(ais, num_temperatures=5, num_leapfrog=2)
+    monkeypatch.setattr(reports, "ais", short)
+    monkeypatch.setattr(reports, "gaps", partial(gaps, steps=20, num_samples=50))
+    main(["evaluate", str(run_folder), "--bound", "iwae:30", "--num_replicates", "5", "--ais", "--surgery", "--gaps"])
+    table = capsys.readouterr().out
+    figures = json.loads((run_folder / "metrics.json").read_text())
+    assert figures["num_samples"] == 30
+    assert figures["ais"]["standard_error"] > 0
+    parts, gap = figures["surgery"], figures["gaps"]
+    assert parts["kl"] == pytest.approx(parts["information"] + parts["marginal_kl"], abs=1e-6)
+    assert parts["marginal_kl"] == pytest.approx(parts["total_correlation"] + sum(parts["dimension_kl"]), abs=1e-6)
+    assert gap["log_likelihood"] - gap["amortised_elbo"] == pytest.approx(gap["approximation"] + gap["amortisation"])
+    for label in ("by AIS", "index-code information", "total correlation", "approximation gap", "amortisation gap"):
+        assert label in table
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run_folder), "--bound", "elbo:5"])
+    assert "--bound is 'elbo:5'; pass iwae:5000" in capsys.readouterr().err
 
 
 def test_check_sample_and_plot(run_folder, capsys):

@@ -11,7 +11,9 @@ from torch import nn
 
 from pyrovae.data import Data, Split
 from pyrovae.distributions import CrossEntropy
-from pyrovae.evaluation.likelihood import Moments, active_units, elbo, log_likelihood
+from pyrovae.evaluation.estimates import Moments
+from pyrovae.evaluation.likelihood import elbo, log_likelihood
+from pyrovae.evaluation.units import active_units
 from pyrovae.models.base import Pair
 from pyrovae.objectives import log_weights
 

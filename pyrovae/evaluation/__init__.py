@@ -1,21 +1,36 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
-from pyrovae.evaluation.likelihood import ActiveUnits, ElboParts, Estimate, active_units, elbo, log_likelihood
+from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
+from pyrovae.evaluation.estimates import Estimate
+from pyrovae.evaluation.expectations import Expectation, expectation
+from pyrovae.evaluation.gaps import Gaps, gaps
+from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
+from pyrovae.evaluation.surgery import Surgery, surgery
+from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
     "ActiveUnits",
     "ElboParts",
     "Estimate",
+    "Expectation",
+    "Gaps",
+    "Sandwich",
+    "Surgery",
     "active_units",
+    "ais",
+    "bdmc",
     "decode",
     "elbo",
     "encode",
+    "expectation",
+    "gaps",
     "generate",
     "interpolate",
     "log_likelihood",
     "manifold",
     "reconstruct",
+    "surgery",
     "traverse",
 ]

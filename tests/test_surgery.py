@@ -1,0 +1,181 @@
+"""The KL of an ELBO in its parts, against enumeration and quadrature."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import LinearGaussian, Mixture
+from test_annealing import coin_guide, coin_model
+from test_likelihood import TwoDead, global_guide, global_model
+from torch.distributions import kl_divergence
+
+import pyrovae.evaluation.surgery as module
+from pyrovae.evaluation.likelihood import elbo
+from pyrovae.evaluation.surgery import surgery
+
+FOUR = 4
+
+
+def bits_model(x):
+    """Three bits, of which the guide knows much and the prior is uneven."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(x.new_tensor([0.3, 0.5, 0.8])).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[:, :1])
+
+
+def bits_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Bernoulli(logits=2 * torch.cat([x, x[:, :1] - 1, 0 * x[:, :1]], 1)[:, :3]).to_event(1))
+
+
+def rows(count=9):
+    return torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def bits_by_hand(x):
+    """Each term as a plain sum over data and over the eight codes."""
+    probs = torch.sigmoid(2 * torch.stack([x[:, 0], x[:, 1], x[:, 0] - 1], 1)).tolist()
+    prior = [0.3, 0.5, 0.8]
+    codes = [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+
+    def mass(p, code):
+        return math.prod(each if bit else 1 - each for each, bit in zip(p, code, strict=True))
+
+    q = {code: sum(mass(p, code) for p in probs) / len(probs) for code in codes}
+    single = [sum(p[j] for p in probs) / len(probs) for j in range(3)]
+    kl = sum(mass(p, c) * math.log(mass(p, c) / mass(prior, c)) for p in probs for c in codes) / len(probs)
+    marginal = sum(q[c] * math.log(q[c] / mass(prior, c)) for c in codes)
+    correlation = sum(q[c] * math.log(q[c] / mass(single, c)) for c in codes)
+    dimension = [
+        sum(v * math.log(v / w) for v, w in ((s, p), (1 - s, 1 - p))) for s, p in zip(single, prior, strict=True)
+    ]
+    return kl, marginal, correlation, dimension
+
+
+def test_discrete_codes_are_summed():
+    x = rows()
+    kl, marginal, correlation, dimension = bits_by_hand(x)
+    parts = surgery((bits_model, bits_guide), x, batch_size=4)
+    assert parts.kl == pytest.approx(kl, abs=1e-9)
+    assert parts.marginal_kl == pytest.approx(marginal, abs=1e-9)
+    assert parts.information == pytest.approx(kl - marginal, abs=1e-9)
+    assert parts.total_correlation == pytest.approx(correlation, abs=1e-9)
+    assert parts.dimension_kl.tolist() == pytest.approx(dimension, abs=1e-9)
+    assert marginal == pytest.approx(correlation + sum(dimension), abs=1e-9)
+    assert parts.standard_errors["kl"] == parts.standard_errors["total_correlation"] == 0
+    assert (parts.site, parts.rows, parts.units) == ("z", 9, None)
+
+
+def test_draws_agree_with_sums(monkeypatch):
+    x = rows()
+    kl, marginal, correlation, dimension = bits_by_hand(x)
+    monkeypatch.setattr(module, "TABLE", 1)
+    parts = surgery((bits_model, bits_guide), x, batch_size=4, num_samples=20000)
+    found = {"kl": kl, "marginal_kl": marginal, "information": kl - marginal, "total_correlation": correlation}
+    for name, exact in found.items():
+        error = parts.standard_errors[name]
+        print(f"{name} {getattr(parts, name):.4f} +- {error:.4f}, exact {exact:.4f}")
+        assert abs(getattr(parts, name) - exact) < FOUR * error < 0.05
+    assert ((parts.dimension_kl - torch.tensor(dimension)).abs() < FOUR * parts.standard_errors["dimension_kl"]).all()
+
+
+def test_one_categorical():
+    x = torch.tensor([-1.0, 0.0, 2.0, 3.0], dtype=torch.float64)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            logits = torch.stack([-x, 0.3 * x, x], -1)
+            pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    p = torch.softmax(torch.stack([-x, 0.3 * x, x], -1), -1)
+    prior, q = x.new_tensor([0.2, 0.5, 0.3]), p.mean(0)
+    parts = surgery((coin_model, guide), x)
+    assert parts.kl == pytest.approx((p * (p / prior).log()).sum(1).mean().item(), abs=1e-7)  # logs in float32 there
+    assert parts.information == pytest.approx((p * (p / q).log()).sum(1).mean().item(), abs=1e-9)
+    assert (parts.total_correlation, parts.dimension_kl) == (None, None)
+    flat = surgery((coin_model, coin_guide), x)
+    assert abs(flat.information) < 1e-12
+
+
+class Aggregate(LinearGaussian):
+    """A guide of its own, with another sd for each datum and dimension."""
+
+    full = False
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc, scale = self.of(x)
+            if self.full:
+                pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=self.tril(scale)))
+            else:
+                pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    def of(self, x):
+        return torch.stack([x[:, 0], 0.7 * x[:, 0] - 0.5 * x[:, 1]], -1) / 2, 0.4 + 0.2 * torch.sigmoid(x[:, :2])
+
+    def tril(self, scale):
+        return torch.diag_embed(scale) + torch.tensor([[0, 0], [0.3, 0]]).double()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_gaussian_aggregate_by_quadrature(full, untouched):
+    """The mixture of 12 posteriors on a grid of 0.03 in two dimensions: sums are integrals to 1e-8."""
+    pair = Aggregate()
+    pair.full = full
+    x = pair.sample(12)
+    loc, scale = pair.of(x)
+    tril = pair.tril(scale) if full else torch.diag_embed(scale)
+    q = dist.MultivariateNormal(loc, scale_tril=tril)
+    prior = dist.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    kl = kl_divergence(q, prior.expand([12])).mean().item()
+    axis = torch.arange(-9, 9, 0.03, dtype=torch.float64)
+    log_q = torch.stack(
+        [torch.logsumexp(q.log_prob(torch.stack([a.expand(len(axis)), axis], -1)[:, None]), 1) for a in axis]
+    ) - math.log(12)
+    mass = log_q.exp() * 0.03**2
+    assert mass.sum().item() == pytest.approx(1, abs=1e-7)
+    single = [torch.log(mass.sum(1 - j) / 0.03) for j in (0, 1)]
+    p = dist.Normal(0.0, 1.0).log_prob(axis)
+    marginal = (mass * (log_q - p[:, None] - p)).sum().item()
+    correlation = (mass * (log_q - single[0][:, None] - single[1])).sum().item()
+    dimension = [(mass.sum(1 - j) * (single[j] - p)).sum().item() for j in (0, 1)]
+    parts = surgery(pair, x, num_samples=20000, batch_size=5)
+    found = {"kl": kl, "marginal_kl": marginal, "information": kl - marginal, "total_correlation": correlation}
+    for name, exact in found.items():
+        error = parts.standard_errors[name]
+        print(f"{name} {getattr(parts, name):.4f} +- {error:.4f}, exact {exact:.4f}")
+        assert abs(getattr(parts, name) - exact) < FOUR * error < 0.06
+    assert ((parts.dimension_kl - torch.tensor(dimension)).abs() < FOUR * parts.standard_errors["dimension_kl"]).all()
+    assert parts.kl == pytest.approx(parts.information + parts.marginal_kl, abs=1e-9)
+    assert parts.marginal_kl == pytest.approx(parts.total_correlation + parts.dimension_kl.sum().item(), abs=1e-9)
+    assert parts.kl == pytest.approx(elbo(pair, x, num_particles=4000).kl["z"], abs=FOUR * 0.02)
+
+
+def test_collapsed_dimensions_are_named():
+    pair = TwoDead()
+    parts = surgery(pair, pair.sample(50), num_samples=500)
+    assert parts.inactive == [1, 3]
+    assert parts.dimension_kl[[1, 3]].abs().max() < 1e-12
+    assert "2 of 4 units of z active; collapsed: [1, 3]" in str(parts)
+    assert "log N = 3.91" in str(parts)
+
+
+def test_what_has_no_surgery_is_told():
+    with pytest.raises(ValueError, match=r"the guide samples \['z'\] and the model \['c', 'z'\]"):
+        surgery(Mixture(), torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"the guide samples \['w', 'z'\]"):
+        surgery((global_model, global_guide), torch.zeros(3, dtype=torch.float64))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match="the prior of 'z' depends on the datum"):
+        surgery((model, guide), torch.arange(3.0))
