@@ -3,6 +3,19 @@
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.importance import IWAE
+from pyrovae.objectives.vimco import VIMCO
+from pyrovae.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from pyrovae.objectives.weights import Ledger, Term, ledger, log_weights
 
-__all__ = ["ELBO", "IWAE", "Ledger", "Objective", "Term", "ledger", "log_weights"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "VIMCO",
+    "Ledger",
+    "Objective",
+    "ReweightedWakeSleep",
+    "Term",
+    "WakeSleep",
+    "ledger",
+    "log_weights",
+]
