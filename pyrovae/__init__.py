@@ -13,7 +13,17 @@ from pyrovae.checks import check
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
-from pyrovae.objectives import ELBO, IWAE, VIMCO, Objective, ReweightedWakeSleep, WakeSleep, ledger, log_weights
+from pyrovae.objectives import (
+    ELBO,
+    IWAE,
+    VIMCO,
+    Objective,
+    ReweightedWakeSleep,
+    TotalCorrelation,
+    WakeSleep,
+    ledger,
+    log_weights,
+)
 from pyrovae.training import schedules
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
@@ -31,6 +41,7 @@ __all__ = [
     "Pair",
     "ReweightedWakeSleep",
     "Run",
+    "TotalCorrelation",
     "WakeSleep",
     "active_units",
     "as_pair",

@@ -26,7 +26,17 @@ from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import VAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.rebuild import build, describe
-from pyrovae.objectives import ELBO, IWAE, VIMCO, Objective, ReweightedWakeSleep, WakeSleep, ledger, log_weights
+from pyrovae.objectives import (
+    ELBO,
+    IWAE,
+    VIMCO,
+    Objective,
+    ReweightedWakeSleep,
+    TotalCorrelation,
+    WakeSleep,
+    ledger,
+    log_weights,
+)
 from pyrovae.training.step import Step
 
 # Pairs: a name, and what makes (pair, batch), the batch of at least three different rows ---------------------------
@@ -338,6 +348,12 @@ def dreams(known: Structure) -> bool:
     return local_samples(known) and set(known.observed) == set(known.supports) != set()
 
 
+def one_code(known: Structure) -> bool:
+    """One sampled latent, of data, and independent dims."""
+    dependent = any(isinstance(module, (FullNormal, LinearGaussian)) for module in known.modules)
+    return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
+
+
 OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "ELBO": (ELBO, anywhere),
     "ELBO Monte Carlo": (partial(ELBO, closed_form=False), anywhere),
@@ -348,6 +364,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "reweighted wake": (partial(ReweightedWakeSleep, 3), local_samples),
     "reweighted wake and sleep": (partial(ReweightedWakeSleep, 3, insomnia=0.5), dreams),
     "wake-sleep": (partial(WakeSleep, 2), dreams),
+    "total correlation": (partial(TotalCorrelation, 2, beta=3.0, data_size=50), one_code),
     "Trace_ELBO": (Trace_ELBO, sampled),
     "TraceMeanField_ELBO": (TraceMeanField_ELBO, mean_field),
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),

@@ -3,6 +3,7 @@
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.importance import IWAE
+from pyrovae.objectives.total_correlation import TotalCorrelation, decomposition, stratified, weighted
 from pyrovae.objectives.vimco import VIMCO
 from pyrovae.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from pyrovae.objectives.weights import Ledger, Term, ledger, log_weights
@@ -15,7 +16,11 @@ __all__ = [
     "Objective",
     "ReweightedWakeSleep",
     "Term",
+    "TotalCorrelation",
     "WakeSleep",
+    "decomposition",
     "ledger",
     "log_weights",
+    "stratified",
+    "weighted",
 ]
