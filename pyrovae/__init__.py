@@ -16,6 +16,7 @@ from pyrovae.models.base import Pair, as_pair, structure
 from pyrovae.objectives import (
     ELBO,
     IWAE,
+    MMD,
     VIMCO,
     Objective,
     ReweightedWakeSleep,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "IWAE",
+    "MMD",
     "VAE",
     "VIMCO",
     "Callback",

@@ -29,6 +29,7 @@ from pyrovae.models.rebuild import build, describe
 from pyrovae.objectives import (
     ELBO,
     IWAE,
+    MMD,
     VIMCO,
     Objective,
     ReweightedWakeSleep,
@@ -354,6 +355,10 @@ def one_code(known: Structure) -> bool:
     return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
 
 
+def fixed_prior(known: Structure) -> bool:
+    return one_code(known) and not any(isinstance(module, MixturePrior) for module in known.modules)
+
+
 OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "ELBO": (ELBO, anywhere),
     "ELBO Monte Carlo": (partial(ELBO, closed_form=False), anywhere),
@@ -365,6 +370,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "reweighted wake and sleep": (partial(ReweightedWakeSleep, 3, insomnia=0.5), dreams),
     "wake-sleep": (partial(WakeSleep, 2), dreams),
     "total correlation": (partial(TotalCorrelation, 2, beta=3.0, data_size=50), one_code),
+    "MMD": (partial(MMD, 2), fixed_prior),
     "Trace_ELBO": (Trace_ELBO, sampled),
     "TraceMeanField_ELBO": (TraceMeanField_ELBO, mean_field),
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),
