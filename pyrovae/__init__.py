@@ -13,7 +13,18 @@ from pyrovae.checks import check
 from pyrovae.evaluation import active_units, ais, bdmc, elbo, expectation, gaps, log_likelihood, surgery
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
-from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.objectives import (
+    ELBO,
+    IWAE,
+    MMD,
+    VIMCO,
+    Objective,
+    ReweightedWakeSleep,
+    TotalCorrelation,
+    WakeSleep,
+    ledger,
+    log_weights,
+)
 from pyrovae.training import schedules
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
@@ -24,11 +35,16 @@ __version__ = "0.1.0"
 __all__ = [
     "ELBO",
     "IWAE",
+    "MMD",
     "VAE",
+    "VIMCO",
     "Callback",
     "Objective",
     "Pair",
+    "ReweightedWakeSleep",
     "Run",
+    "TotalCorrelation",
+    "WakeSleep",
     "active_units",
     "ais",
     "as_pair",

@@ -63,7 +63,9 @@ def test_another_event_shape_is_refused_before_training():
 
 
 def test_an_objective_that_weighs_whole_batches_is_refused():
-    with pytest.raises(TypeError, match="ReweightedWakeSleep, which weighs whole batches"):
+    with pytest.raises(
+        TypeError, match=r"which weighs whole batches and not data; pass pyrovae.ReweightedWakeSleep\(5\)"
+    ):
         pv.fit(pv.VAE((4,), 2), torch.ones(8, 4), objective=pyro.infer.ReweightedWakeSleep(num_particles=2))
 
 

@@ -33,10 +33,12 @@ class Objective(pyro.infer.ELBO):
     Attributes:
         is_bound: whether the value is a lower bound on log p(x), whatever the pair.
         couples_rows: whether a datum's value depends on the other rows of its batch.
+        reparametrised: whether its gradient for the guide goes through the samples, which discrete sites do not let by.
     """
 
     is_bound = True
     couples_rows = False
+    reparametrised = True
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None):
         if not isinstance(num_particles, int) or num_particles < 1:
@@ -49,13 +51,17 @@ class Objective(pyro.infer.ELBO):
         arguments = inspect.signature(type(self)).parameters
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
 
+    def draw(self, pair: Any, *batch: Any, known: Structure) -> Ledger:
+        """K particles of a pair on a batch."""
+        return ledger(pair, *batch, num_particles=self.num_particles, known=known)
+
     @abstractmethod
     def per_datum(self, drawn: Ledger) -> Tensor:
         """What is maximised, for each datum: shape (B,), nats."""
 
     def mean(self, drawn: Ledger) -> Tensor:
         """The mean per datum, nats; sites outside the data plate count once for all N data."""
-        if torch.is_grad_enabled():
+        if self.reparametrised and torch.is_grad_enabled():
             _check_reparametrised(drawn)
         value, shared = self.per_datum(drawn).mean(), drawn.global_elbo(self._weight)
         return value + shared.mean() / drawn.size if isinstance(shared, Tensor) else value
@@ -75,7 +81,7 @@ class Objective(pyro.infer.ELBO):
         owner = getattr(guide, "__self__", guide)
         if owner not in by_guide:
             by_guide[owner] = structure(pair, *args, plate=self.plate)
-        drawn = ledger(pair, *args, num_particles=self.num_particles, known=by_guide[owner])
+        drawn = self.draw(pair, *args, known=by_guide[owner])
         return -drawn.size * self.mean(drawn)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -100,5 +106,5 @@ def _check_reparametrised(drawn: Ledger) -> None:
             raise ValueError(
                 f"guide site {term.name!r} ({type(term.site['fn']).__name__}) has no reparametrised samples, so this "
                 'objective has no gradient for it; mark it infer={"enumerate": "parallel"} or pass '
-                "objective=pyro.infer.TraceGraph_ELBO()"
+                "objective=pyrovae.VIMCO(5), pyrovae.ReweightedWakeSleep(5) or pyro.infer.TraceGraph_ELBO()"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,12 +12,13 @@ from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 
-__all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same"]
+__all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same", "scored"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,14 @@ class Draw:
                     )
                 value = term.unmasked if weight is None else weight(term) * term.log_prob
                 total = total + self._per_datum(value, term.site["cond_indep_stack"])
+        return total
+
+    def log_q(self, counted: Callable[[Term], bool]) -> Tensor:
+        """log q of the sampled local sites of the guide that are counted, (K, B)."""
+        total = self._zeros(self.num_particles)
+        for term in self.local:
+            if term.kind == "guide" and not term.enumerated and counted(term):
+                total = total + self._per_datum(term.log_prob, term.site["cond_indep_stack"])
         return total
 
     def global_log_weights(self, weight: Weight) -> Tensor | float:
@@ -281,20 +290,27 @@ def _is_zero(weight: float | Tensor) -> bool:
     return float(weight) == 0
 
 
-def draw_terms(pair: PairLike, batch: Sequence[Any], num_particles: int, known: Structure) -> Draw:
+def draw_terms(
+    pair: PairLike, batch: Sequence[Any], num_particles: int, known: Structure, *, detached: bool = False
+) -> Draw:
     """Run guide and model once, and score every site."""
-    model_trace, guide_trace = traces(pair, batch, num_particles, known, enumerate_sites=bool(known.enumerated))
-    terms: list[Term] = []
-    for trace, in_guide in ((model_trace, False), (guide_trace, True)):
-        for site in random_sites(trace):
-            value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
-            kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
-            terms.append(Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site)))
+    model_trace, guide_trace = traces(
+        pair, batch, num_particles, known, enumerate_sites=bool(known.enumerated), detached=detached
+    )
+    terms = [*scored(model_trace, in_guide=False), *scored(guide_trace, in_guide=True)]
     if known.enumerated:
         guide_trace.symbolize_dims()
         model_trace.symbolize_dims(guide_trace.plate_to_symbol)
         return Draw(terms, known, num_particles, model_trace.plate_to_symbol)
     return Draw(terms, known, num_particles, {})
+
+
+def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
+    """The terms of a trace's random sites."""
+    for site in random_sites(trace):
+        value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+        kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
+        yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))
 
 
 def _scale(site: dict[str, Any]) -> float | Tensor:

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -30,9 +31,15 @@ PARTICLES = "_particles"  # name of the outer plate
 
 
 def traces(
-    pair: PairLike, batch: Sequence[Any], num_particles: int, known: Structure, *, enumerate_sites: bool
+    pair: PairLike,
+    batch: Sequence[Any],
+    num_particles: int,
+    known: Structure,
+    *,
+    enumerate_sites: bool,
+    detached: bool = False,
 ) -> tuple[Trace, Trace]:
-    """Traces of model and guide, the model replayed against the guide."""
+    """Traces of model and guide, the model replayed against the guide; `detached` cuts its samples off from it."""
     model, guide = pair.model, pair.guide
     if num_particles > 1:
         dim = -1 - known.max_plate_nesting
@@ -41,8 +48,17 @@ def traces(
     if enumerate_sites:
         guide = EnumMessenger(first_available_dim=-2 - known.max_plate_nesting)(guide)
         model = EnumMessenger()(model)
-    guide_trace = poutine.trace(guide).get_trace(*batch)
+    with _Detached() if detached else contextlib.nullcontext():
+        guide_trace = poutine.trace(guide).get_trace(*batch)
     return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch), guide_trace
+
+
+class _Detached(Messenger):
+    """Cuts samples off from what they were drawn with; around a trace, so that it records them so."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if isinstance(msg["value"], Tensor) and not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
 
 
 def vectorises(pair: PairLike, batch: Sequence[Any], known: Structure) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.models.base import Structure, as_pair, structure
+from pyrovae.models.base import PairLike, Structure, as_pair, structure
 from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, one, same
 from pyrovae.objectives.particles import vectorises
 
@@ -58,13 +58,20 @@ def log_weights(pair: Any, *batch: Any, num_particles: int = 1, plate: str | Non
 
 
 def ledger(
-    pair: Any, *batch: Any, num_particles: int = 1, plate: str | None = None, known: Structure | None = None
+    pair: Any,
+    *batch: Any,
+    num_particles: int = 1,
+    plate: str | None = None,
+    known: Structure | None = None,
+    detached: bool = False,
 ) -> Ledger:
     """Draw K particles from the guide and account for every site of model and guide.
 
     Args:
         pair, batch, num_particles, plate: as for `log_weights`.
         known: the pair's `structure`, where it has been found already: saves the dry run.
+        detached: cut samples off from the guide's parameters, so that log p has no gradient for these and log q only
+            that of its density.
 
     Raises:
         ValueError: see `structure`; also for `num_particles` below 1.
@@ -81,10 +88,10 @@ def ledger(
             "only pyro.infer.TraceEnum_ELBO() can sum over them"
         )
     if num_particles > 1 and not vectorises(pair, batch, known):
-        draws = [draw_terms(pair, batch, 1, known) for _ in range(num_particles)]
+        draws = [draw_terms(pair, batch, 1, known, detached=detached) for _ in range(num_particles)]
     else:
-        draws = [draw_terms(pair, batch, num_particles, known)]
-    return Ledger(draws, known)
+        draws = [draw_terms(pair, batch, num_particles, known, detached=detached)]
+    return Ledger(draws, known, pair, batch)
 
 
 class Ledger:
@@ -94,9 +101,11 @@ class Ledger:
     sampled ones; sums over c are always taken, inside the logarithm.
     """
 
-    def __init__(self, draws: Sequence[Draw], known: Structure):
+    def __init__(self, draws: Sequence[Draw], known: Structure, pair: PairLike, batch: Sequence[Any]):
         self.draws = draws
         self.known = known
+        self.pair = pair
+        self.batch = batch
 
     @property
     def rows(self) -> int:
@@ -126,6 +135,10 @@ class Ledger:
         """log sum_y p(x, y, z_y) / q(z_y | x, y), shape (K, B): the weights of evaluation."""
         self._refuse_global()
         return self._collect(lambda draw: draw.log_weights(one, keep_guide=False))
+
+    def log_q(self, counted: Callable[[Term], bool] = lambda _: True) -> Tensor:
+        """log q of the guide's sampled sites, or of those that are counted, shape (K, B)."""
+        return self._collect(lambda draw: draw.log_q(counted))
 
     def bound(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """E_q(y|x) [reduce(log w(x, y)) - log q(y | x)], shape (B,): what training maximises.
@@ -199,6 +212,19 @@ class Ledger:
                     "importance-weighted bound needs one scale for all sites: use ELBO(), or ELBO(beta=) to anneal"
                 )
         return first
+
+    def refuse_enumerated_guide(self) -> None:
+        """For objectives that have no meaning for sites that the guide enumerates.
+
+        Raises:
+            ValueError: naming them.
+        """
+        enumerated = [term.name for term in self.terms if term.kind == "guide" and term.enumerated]
+        if enumerated:
+            raise ValueError(
+                f"the guide enumerates {enumerated}, and this objective takes samples; leave out their "
+                'infer={"enumerate": "parallel"} to sample them, or use ELBO() or IWAE(5)'
+            )
 
     def _enumerates_after_sampling(self) -> bool:
         kinds = [term.enumerated for term in self.terms if term.kind == "guide"]

@@ -1,0 +1,81 @@
+"""Dreams: data and latents that a pair's own model draws, and how the guide scores them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+
+from pyrovae.models.base import PairLike, Structure, random_sites
+from pyrovae.objectives.draws import Draw, scored
+
+__all__ = ["dream_log_q"]
+
+
+def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tensor:
+    """log q(z | x) of one dream (x, z) ~ p(x, z) for each row of the batch, shape (B,), nats.
+
+    The model runs unconditioned and without gradients; the guide is called with the batch in which each observed
+    tensor is replaced by the dreamt one. Tensors of the batch that nobody observes, what a conditional model is given,
+    stay. A model that reads the data it observes, as an autoregressive one does, would dream given the real data.
+
+    Raises:
+        ValueError: where an observed site is no tensor of the batch, so that nobody knows what to call the guide with,
+            where the model has a `pyro.factor`, which can't be drawn from, and where the guide samples what the model
+            does not.
+    """
+    with torch.no_grad():
+        dreamt = poutine.trace(poutine.uncondition(pair.model)).get_trace(*batch)
+    _refuse(dreamt, known)
+    batch = _dreamt_batch(dreamt, batch, known)
+    guide_trace = poutine.trace(poutine.replay(pair.guide, trace=dreamt)).get_trace(*batch)
+    unknown = [site["name"] for site in random_sites(guide_trace) if site["name"] not in dreamt.nodes]
+    if unknown:
+        raise ValueError(
+            f"the guide samples {unknown}, which the model does not, so that it can't score dreams; "
+            "pass objective=ReweightedWakeSleep(5), which needs none"
+        )
+    return Draw([*scored(guide_trace, in_guide=True)], known, 1, {}).log_q(lambda _: True).squeeze(0)
+
+
+def _refuse(dreamt: Trace, known: Structure) -> None:
+    factors = [site["name"] for site in random_sites(dreamt) if site_is_factor(site)]
+    claimed = Counter(position for position, _ in known.supports.values())
+    lost = [name for name in known.observed if name not in known.supports or claimed[known.supports[name][0]] > 1]
+    if factors:
+        why = f"the model has the factors {factors}, which can't be drawn from"
+    elif not known.observed:
+        why = "the model observes no site"
+    elif lost:
+        why = f"observed sites {lost} are no tensors of the batch of their own, so that the guide can't be given others"
+    else:
+        return
+    raise ValueError(f"{why}: there are no dreams; pass objective=ReweightedWakeSleep(5), which needs none")
+
+
+def _dreamt_batch(dreamt: Trace, batch: Sequence[Any], known: Structure) -> list[Any]:
+    replaced = list(batch)
+    for name, (position, _) in known.supports.items():
+        site, tensor = dreamt.nodes[name], batch[position]
+        seen, value = site["infer"]["obs"], site["value"]  # what uncondition took away, and the dream
+        if value.shape != seen.shape:
+            raise ValueError(
+                f"site {name!r} observes shape {tuple(seen.shape)} and draws {tuple(value.shape)}; "
+                "give the data the shape that the site draws"
+            )
+        if seen is tensor:
+            replaced[position] = value.to(tensor.dtype)
+        elif seen.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():  # a view: x.T, x.flatten(1)
+            whole = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            offset = seen.storage_offset() - tensor.storage_offset()
+            whole.as_strided(seen.shape, seen.stride(), offset).copy_(value)
+            replaced[position] = whole
+        else:
+            raise ValueError(f"site {name!r} observes a copy of the batch; pass contiguous data, so that it is a view")
+    return replaced
