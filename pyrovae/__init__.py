@@ -13,7 +13,7 @@ from pyrovae.checks import check
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
-from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, DReG, Objective, Renyi, ledger, log_weights
 from pyrovae.training import schedules
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
@@ -22,12 +22,18 @@ from pyrovae.training.runs import load
 __version__ = "0.1.0"
 
 __all__ = [
+    "CIWAE",
     "ELBO",
     "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "STL",
     "VAE",
     "Callback",
+    "DReG",
     "Objective",
     "Pair",
+    "Renyi",
     "Run",
     "active_units",
     "as_pair",

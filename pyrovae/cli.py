@@ -210,7 +210,7 @@ def _objective(options: dict[str, Any]) -> Objective:
     if cls is not ELBO and (options["beta"] != 1 or options["warmup"]):
         raise ValueError(f"beta and warmup are of ELBO only, the objective is {name}; leave them out")
     if cls is not ELBO:
-        return cls(options["num_particles"])
+        return cls(num_particles=options["num_particles"])
     beta: Any = Linear(0.0, options["beta"], epochs=options["warmup"]) if options["warmup"] else options["beta"]
     return ELBO(options["num_particles"], beta=beta)
 

@@ -26,7 +26,7 @@ from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import VAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.rebuild import build, describe
-from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, DReG, Objective, Renyi, ledger, log_weights
 from pyrovae.training.step import Step
 
 # Pairs: a name, and what makes (pair, batch), the batch of at least three different rows ---------------------------
@@ -192,7 +192,7 @@ def functions() -> tuple[Functions, tuple[Tensor]]:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(slope * x, width))
 
-    return Functions(model, guide), (uniform(),)
+    return Functions(model, guide), (3 * uniform(),)
 
 
 class PyroExample(nn.Module):
@@ -330,12 +330,22 @@ def mean_field(known: Structure) -> bool:
     return not known.enumerated and len(known.latent) <= 1 + len(known.global_latent)
 
 
+def reparametrised(known: Structure) -> bool:
+    return local(known) and sampled(known)
+
+
 OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "ELBO": (ELBO, anywhere),
     "ELBO Monte Carlo": (partial(ELBO, closed_form=False), anywhere),
     "ELBO beta 2": (partial(ELBO, beta=2.0), anywhere),  # a bound, but a loose one
     "IWAE 1": (partial(IWAE, 1), local),
     "IWAE 5": (partial(IWAE, 5), local),
+    "Renyi 0.5": (partial(Renyi, 0.5, 3), local),
+    "MIWAE 2 x 3": (partial(MIWAE, 6, num_groups=2), local),
+    "PIWAE 2 x 2": (partial(PIWAE, 4, num_groups=2), reparametrised),
+    "CIWAE": (partial(CIWAE, 3), local),
+    "STL": (partial(STL, 2), reparametrised),
+    "DReG 3": (partial(DReG, 3), reparametrised),
     "Trace_ELBO": (Trace_ELBO, sampled),
     "TraceMeanField_ELBO": (TraceMeanField_ELBO, mean_field),
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),

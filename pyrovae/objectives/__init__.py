@@ -2,7 +2,22 @@
 
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.importance import IWAE
+from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, Renyi
+from pyrovae.objectives.path_gradients import PIWAE, STL, DReG
 from pyrovae.objectives.weights import Ledger, Term, ledger, log_weights
 
-__all__ = ["ELBO", "IWAE", "Ledger", "Objective", "Term", "ledger", "log_weights"]
+__all__ = [
+    "CIWAE",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "STL",
+    "DReG",
+    "Ledger",
+    "Objective",
+    "Renyi",
+    "Term",
+    "ledger",
+    "log_weights",
+]

@@ -49,6 +49,10 @@ class Objective(pyro.infer.ELBO):
         arguments = inspect.signature(type(self)).parameters
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
 
+    def draw(self, pair: Any, *batch: Any, known: Structure) -> Ledger:
+        """The particles that the objective is computed from."""
+        return ledger(pair, *batch, num_particles=self.num_particles, known=known)
+
     @abstractmethod
     def per_datum(self, drawn: Ledger) -> Tensor:
         """What is maximised, for each datum: shape (B,), nats."""
@@ -75,7 +79,7 @@ class Objective(pyro.infer.ELBO):
         owner = getattr(guide, "__self__", guide)
         if owner not in by_guide:
             by_guide[owner] = structure(pair, *args, plate=self.plate)
-        drawn = ledger(pair, *args, num_particles=self.num_particles, known=by_guide[owner])
+        drawn = self.draw(pair, *args, known=by_guide[owner])
         return -drawn.size * self.mean(drawn)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

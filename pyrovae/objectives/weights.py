@@ -127,6 +127,13 @@ class Ledger:
         self._refuse_global()
         return self._collect(lambda draw: draw.log_weights(one, keep_guide=False))
 
+    def normalized_weights(self) -> Tensor:
+        """w_k / sum_j w_j of each datum, shape (K, B): what self-normalised importance sampling weighs particles by.
+
+        Where the guide enumerates nothing, the gradient of IWAE is the sum over k of these times that of log w_k.
+        """
+        return torch.softmax(self.log_weights(), 0)
+
     def bound(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """E_q(y|x) [reduce(log w(x, y)) - log q(y | x)], shape (B,): what training maximises.
 

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrovae.models.base import Structure, as_pair
-from pyrovae.objectives import ELBO, Objective, ledger
+from pyrovae.objectives import ELBO, Objective
 from pyrovae.objectives.particles import without_autocast
 
 __all__ = ["Step"]
@@ -71,8 +71,7 @@ class Step(nn.Module):
     def forward(self, *batch: Any) -> Tensor:
         """Mean loss per datum, nats; differentiable, save for objectives that only have `loss_and_grads`."""
         if isinstance(self.objective, Objective):
-            drawn = ledger(self.pair, *batch, num_particles=self.objective.num_particles, known=self.known)
-            return -self.objective.mean(drawn)
+            return -self.objective.mean(self.objective.draw(self.pair, *batch, known=self.known))
         loss = self.objective.loss
         if torch.is_grad_enabled():  # without, TraceEnum_ELBO's differentiable one raises
             loss = getattr(self.objective, "differentiable_loss", loss)
