@@ -13,7 +13,22 @@ from pyrovae.checks import check
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
-from pyrovae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, DReG, Objective, Renyi, ledger, log_weights
+from pyrovae.objectives import (
+    CIWAE,
+    ELBO,
+    IWAE,
+    MIWAE,
+    PIWAE,
+    STL,
+    Beta,
+    Capacity,
+    DReG,
+    FreeBits,
+    Objective,
+    Renyi,
+    ledger,
+    log_weights,
+)
 from pyrovae.training import schedules
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
@@ -29,8 +44,11 @@ __all__ = [
     "PIWAE",
     "STL",
     "VAE",
+    "Beta",
     "Callback",
+    "Capacity",
     "DReG",
+    "FreeBits",
     "Objective",
     "Pair",
     "Renyi",

@@ -201,7 +201,9 @@ def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
 
 def _objectives() -> list[str]:
     made = {name: getattr(objectives, name) for name in objectives.__all__}
-    return [n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective]
+    classes = {n: o for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective}
+    required = {n: [p.default is p.empty for p in inspect.signature(o).parameters.values()] for n, o in classes.items()}
+    return [name for name in classes if not any(required[name])]  # no flags for what only one of them takes
 
 
 def _objective(options: dict[str, Any]) -> Objective:

@@ -1,6 +1,7 @@
 """Objectives and bounds: functions of the importance weights and the site ledger of any pair."""
 
 from pyrovae.objectives.base import Objective
+from pyrovae.objectives.constrained import Beta, Capacity, FreeBits
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, Renyi
 from pyrovae.objectives.path_gradients import PIWAE, STL, DReG
@@ -13,7 +14,10 @@ __all__ = [
     "MIWAE",
     "PIWAE",
     "STL",
+    "Beta",
+    "Capacity",
     "DReG",
+    "FreeBits",
     "Ledger",
     "Objective",
     "Renyi",
