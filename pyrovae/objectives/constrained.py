@@ -196,8 +196,8 @@ class Capacity(Objective):
     Raises:
         ValueError: for a negative gamma or C.
 
-    Source: Burgess et al. 2018, https://arxiv.org/abs/1804.03599, eq. 8. They leave open whether |.| is of each datum or
-    of the batch; here it is of the batch's mean, which can reach C with more nats for some data than for others.
+    Source: Burgess et al. 2018, https://arxiv.org/abs/1804.03599, eq. 8. They leave open whether |.| is of each datum
+    or of the batch; here it is of the batch's mean, which can reach C with more nats for some data than for others.
 
     >>> Capacity(1000.0, 25.0).is_bound
     False

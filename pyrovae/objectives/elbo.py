@@ -67,6 +67,6 @@ class ELBO(Objective):
     def _weight(self, term: Term) -> float | Tensor:
         if term.kind == "observed":
             return term.scale
-        beta = self.beta.get(term.name, 1.0) if isinstance(self.beta, dict) else self.beta
+        beta: Any = self.beta.get(term.name, 1.0) if isinstance(self.beta, dict) else self.beta
         beta = getattr(beta, "value", beta)
         return beta if isinstance(term.scale, float) and term.scale == 1 else beta * term.scale

@@ -180,7 +180,7 @@ class Ledger:
         return torch.cat(tensors) if tensors else 0.0
 
     def parts(self, *, closed_form: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        """E_q log p(x | z), and the KL of each latent site from its prior, each (K, B) in nats, with its `poutine.scale`.
+        """E_q log p(x | z), and the KL of each latent site from its prior, (K, B) in nats, `poutine.scale` included.
 
         The first less the sum of the others is `elbo()`, where all sites are in the data plate; those outside have a
         share of 1/N in each datum. Sites that the model enumerates are summed out: they and the sites that depend on

@@ -177,7 +177,7 @@ def capacity_curves(capacity: Values, kl: Values, *, ax: Axes | None = None) -> 
 
     Args:
         capacity: C at S points of training (S,), nats.
-        kl: mean over data for each dimension there (S, L), nats per datum; `active_units(pair, data).kl` after an epoch.
+        kl: mean over data for each dimension there (S, L), nats per datum: rows of `active_units(pair, data).kl`.
     """
     levels, values = finite("capacity", capacity), finite("kl", kl)
     if levels.ndim != 1 or values.ndim != 2 or len(levels) != len(values):
