@@ -39,7 +39,7 @@ class FreeBits(Objective):
     Raises:
         ValueError: for negative nats, or groups that do not divide a site's dimensions.
 
-    Source: Kingma et al. 2016, https://arxiv.org/abs/1606.04934, appendix C.8 (their lambda).
+    Source: Kingma et al. 2016, https://arxiv.org/abs/1606.04934; `nats` is their lambda.
 
     >>> FreeBits(0.5, group_size=1).couples_rows
     True
@@ -108,8 +108,8 @@ class Beta(ELBO):
     Raises:
         ValueError: for a constraint or rate that is not positive.
 
-    Source: the problem is Higgins et al. 2017, eqs. 2-3; the multiplicative update Rezende & Viola 2018,
-    https://arxiv.org/abs/1810.00597, algorithm 1, who constrain the reconstruction instead.
+    Source: the problem is Higgins et al. 2017's; the multiplicative update Rezende & Viola 2018,
+    https://arxiv.org/abs/1810.00597, who constrain the reconstruction instead.
 
     >>> Beta(constraint=3.0).beta.value
     tensor(1.)
@@ -196,8 +196,8 @@ class Capacity(Objective):
     Raises:
         ValueError: for a negative gamma or C.
 
-    Source: Burgess et al. 2018, https://arxiv.org/abs/1804.03599, eq. 8. They leave open whether |.| is of each datum
-    or of the batch; here it is of the batch's mean, which can reach C with more nats for some data than for others.
+    Source: Burgess et al. 2018, https://arxiv.org/abs/1804.03599. Here |.| is of the batch's mean KL, which can reach C
+    with more nats for some data than for others.
 
     >>> Capacity(1000.0, 25.0).is_bound
     False

@@ -44,7 +44,7 @@ class IWAE(WeightBound):
         num_particles: K.
         plate: name of the data plate, where it is not plain.
 
-    Source: Burda, Grosse & Salakhutdinov 2016, eqs. 8 and 13-14.
+    Source: Burda, Grosse & Salakhutdinov 2016, eq. 8.
 
     >>> IWAE(50).num_particles
     50
@@ -68,14 +68,14 @@ class Renyi(WeightBound):
     K = 1 it is the ELBO.
 
     Args:
-        alpha: the order; the paper's experiments favour 0.5.
+        alpha: the order.
         num_particles: K.
         plate: name of the data plate, where it is not plain.
 
     Raises:
         ValueError: for an alpha that is not finite.
 
-    Source: Li & Turner 2016, https://arxiv.org/abs/1602.02311, eqs. 4 and 6.
+    Source: Li & Turner 2016, https://arxiv.org/abs/1602.02311.
 
     >>> Renyi(0.5, num_particles=8).is_bound, Renyi(-1.0).is_bound
     (True, False)
@@ -110,7 +110,7 @@ class MIWAE(WeightBound):
     Raises:
         ValueError: where the groups can't be equal.
 
-    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537, section 5.1 (their K is our K / M).
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537 (their K is our K / M).
     """
 
     def __init__(self, num_particles: int = 64, *, num_groups: int = 8, plate: str | None = None):
@@ -135,7 +135,7 @@ class CIWAE(WeightBound):
     Raises:
         ValueError: for another beta.
 
-    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537, section 5.2.
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537.
     """
 
     def __init__(self, num_particles: int = 64, *, beta: float = 0.5, plate: str | None = None):

@@ -94,7 +94,7 @@ class DReG(PathGradient):
         alpha: order of the Renyi bound.
         plate: name of the data plate, where it is not plain.
 
-    Source: Tucker et al. 2019, https://arxiv.org/abs/1810.04152, eq. 8 and, for alpha, section 5.
+    Source: Tucker et al. 2019, https://arxiv.org/abs/1810.04152.
 
     >>> DReG(64).is_bound
     True
@@ -131,7 +131,7 @@ class STL(PathGradient):
         num_particles: K, averaged.
         plate: name of the data plate, where it is not plain.
 
-    Source: Roeder, Wu & Duvenaud 2017, https://arxiv.org/abs/1703.09194, eq. 8.
+    Source: Roeder, Wu & Duvenaud 2017, https://arxiv.org/abs/1703.09194.
     """
 
     def reduce(self, log_weights: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class PIWAE(PathGradient):
         num_groups: M, which divides K.
         plate: name of the data plate, where it is not plain.
 
-    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537, section 5.3.
+    Source: Rainforth et al. 2018, https://arxiv.org/abs/1802.04537.
     """
 
     def __init__(self, num_particles: int = 64, *, num_groups: int = 8, plate: str | None = None):
