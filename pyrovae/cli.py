@@ -201,7 +201,9 @@ def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
 
 def _objectives() -> list[str]:
     made = {name: getattr(objectives, name) for name in objectives.__all__}
-    return [n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective]
+    classes = {n: o for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective}
+    required = {n: [p.default is p.empty for p in inspect.signature(o).parameters.values()] for n, o in classes.items()}
+    return [name for name in classes if not any(required[name])]  # no flags for what only one of them takes
 
 
 def _objective(options: dict[str, Any]) -> Objective:
@@ -210,7 +212,7 @@ def _objective(options: dict[str, Any]) -> Objective:
     if cls is not ELBO and (options["beta"] != 1 or options["warmup"]):
         raise ValueError(f"beta and warmup are of ELBO only, the objective is {name}; leave them out")
     if cls is not ELBO:
-        return cls(options["num_particles"])
+        return cls(num_particles=options["num_particles"])
     beta: Any = Linear(0.0, options["beta"], epochs=options["warmup"]) if options["warmup"] else options["beta"]
     return ELBO(options["num_particles"], beta=beta)
 

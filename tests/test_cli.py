@@ -192,7 +192,7 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
             ["fit", "vae", "--likelihood", "Bernouli"],
             "there is no likelihood called 'Bernouli'; did you mean Bernoulli",
         ),
-        (["fit", "vae", "--objective", "IWEA"], "there is no objective called 'IWEA'; did you mean IWAE?"),
+        (["fit", "vae", "--objective", "IWEA"], "there is no objective called 'IWEA'; did you mean IWAE or PIWAE?"),
         (["fit", "vae", "--objective", "IWAE", "--beta", "2"], "beta and warmup are of ELBO only"),
         (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),

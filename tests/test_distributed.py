@@ -28,7 +28,7 @@ import pyrovae
 from pyrovae.data import Split, Stream
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair
-from pyrovae.objectives import ELBO, IWAE
+from pyrovae.objectives import ELBO, IWAE, Beta, DReG
 from pyrovae.training import loop as loop_module
 from pyrovae.training.checkpoint import latest, read
 from pyrovae.training.fit import fit
@@ -265,13 +265,15 @@ def vae():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("objective", [ELBO(2), IWAE(3), Trace_ELBO()], ids=["ELBO", "IWAE", "Trace_ELBO"])
+@pytest.mark.parametrize("objective", [ELBO(2), IWAE(3), DReG(3), Beta(0.3, rate=0.1), Trace_ELBO()])
 def test_gradients_are_those_of_the_whole_batch(objective, dtype, tolerance, tmp_path):
     """Batches of 4, 4 and 3 rows of 11: the last one splits unevenly, and its mean is not the mean of two means."""
     pair, data = pair_and_data(11, dtype)
     each = values(together(lambda _: trained(pair, data, objective=objective), tmp_path))
     alone = trained(pair, data, objective=objective)
     assert len(alone["gradients"]) == 6
+    for name, value in alone["buffers"].items():  # a learned beta
+        np.testing.assert_allclose(each[0]["buffers"][name], value, atol=tolerance)
     for rank, process in enumerate(each):
         check_equal(alone, process, tolerance)
         assert process["rank"] == rank

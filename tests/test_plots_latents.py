@@ -120,3 +120,21 @@ def test_kl_bars_fall_and_the_line_parts_active_from_collapsed():
     many = plots.latent_kl(np.arange(100))
     assert [text.get_text() for text in many.get_xticklabels()] == [str(99 - 4 * k) for k in range(25)]
     assert "nats per datum" in ax.get_ylabel()
+
+
+def test_capacity_curves_are_the_numbers(rng):
+    capacity = torch.linspace(0, 6, 7)
+    kl = torch.tensor(rng.uniform(size=(7, 10)))
+    ax = plots.capacity_curves(capacity, kl)
+    total = kl.sum(1)
+    diagonal, everything, *dimensions = ax.lines
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [6, 6]])
+    np.testing.assert_allclose(everything.get_xydata(), torch.stack([capacity, total], 1))
+    order = kl[-1].argsort(descending=True).tolist()
+    for line, j in zip(reversed(dimensions), order, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), torch.stack([capacity, kl[:, j]], 1))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["C", "all", *(f"z[{j}]" for j in order[:8])]
+    assert [to_hex(line.get_color()) for line in dimensions[:2]] == [to_hex(GREY)] * 2
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("capacity C (nats)", "KL (nats per datum)")
+    with pytest.raises(ValueError, match=r"capacity has shape \(6,\) and kl \(7, 10\)"):
+        plots.capacity_curves(capacity[1:], kl)

@@ -1,21 +1,32 @@
 """Objectives and bounds: functions of the importance weights and the site ledger of any pair."""
 
 from pyrovae.objectives.base import Objective
+from pyrovae.objectives.constrained import Beta, Capacity, FreeBits
 from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.importance import IWAE
+from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, Renyi
 from pyrovae.objectives.mmd import MMD
+from pyrovae.objectives.path_gradients import PIWAE, STL, DReG
 from pyrovae.objectives.total_correlation import TotalCorrelation, decomposition, stratified, weighted
 from pyrovae.objectives.vimco import VIMCO
 from pyrovae.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 from pyrovae.objectives.weights import Ledger, Term, ledger, log_weights
 
 __all__ = [
+    "CIWAE",
     "ELBO",
     "IWAE",
+    "MIWAE",
     "MMD",
+    "PIWAE",
+    "STL",
     "VIMCO",
+    "Beta",
+    "Capacity",
+    "DReG",
+    "FreeBits",
     "Ledger",
     "Objective",
+    "Renyi",
     "ReweightedWakeSleep",
     "Term",
     "TotalCorrelation",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -70,9 +72,36 @@ class Objective(pyro.infer.ELBO):
         """What a site outside the data plate is multiplied by."""
         return term.scale
 
+    @property
+    def schedules(self) -> dict[str, Any]:
+        """What changes while training, by the argument's name (and the site's): `pyrovae.training.schedules`, say."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            found |= {key: part for key, part in parts.items() if hasattr(part, "value") and hasattr(part, "update")}
+        return found
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What the objective has learned so far and can't compute anew: part of a checkpoint."""
+        return {
+            f"{name}.{key}": buffer
+            for name, schedule in self.schedules.items()
+            if not hasattr(schedule, "at")
+            for key, buffer in schedule.named_buffers()
+        }
+
     def for_validation(self) -> Objective:
         """What to validate with: this objective, its schedules at their end."""
-        return self
+        if not self.schedules:
+            return self
+        ended = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                setattr(ended, name, {key: _at_end(part) for key, part in value.items()})
+            else:
+                setattr(ended, name, _at_end(value))
+        return ended
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum over the data, as a differentiable scalar in nats."""
@@ -97,6 +126,10 @@ class Objective(pyro.infer.ELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
+
+
+def _at_end(value: Any) -> Any:
+    return value.at(math.inf) if hasattr(value, "value") and hasattr(value, "at") else value
 
 
 def _check_reparametrised(drawn: Ledger) -> None:

@@ -138,6 +138,50 @@ class Draw:
             if t.kind == "kl"
         }
 
+    @property
+    def depend_on_summed(self) -> set[str]:
+        """Names of the latent sites that the model enumerates, and of those that depend on them."""
+        if not self.model_symbols:
+            return set()
+        return {
+            term.name
+            for term in self.local
+            if term.kind != "observed" and not self.model_symbols.isdisjoint(_symbols(term))
+        }
+
+    def kl_by_dimension(self, name: str, *, closed_form: bool) -> Tensor:
+        """See `Ledger.kl_by_dimension`; (K, B, D)."""
+        p, q = (
+            next((t for t in self.local if t.name == name and t.kind == kind), None) for kind in ("latent", "guide")
+        )
+        if p is None or q is None or name in self.depend_on_summed:
+            raise ValueError(
+                f"site {name!r} depends on what the model enumerates, or is not sampled for each datum by model and "
+                "guide, so that it has no KL of each dimension; take its KL as a whole"
+            )
+        fns = []
+        for term in (q, p):
+            fn = term.site["fn"]
+            while isinstance(fn, torch.distributions.Independent):
+                fn = fn.base_dist
+            if fn.event_dim:
+                raise ValueError(
+                    f"{'q' if term is q else 'p'} of site {name!r} ({type(fn).__name__}) is no product over its "
+                    "dimensions, which have no KL of their own; take its KL as a whole"
+                )
+            fns.append(fn)
+        valid = closed_form and any(t.name == name and t.kind == "kl" for t in self.with_closed_form_kl().terms)
+        value = q.site["value"]
+        kl = torch.distributions.kl_divergence(*fns) if valid else fns[0].log_prob(value) - fns[1].log_prob(value)
+        event_dim = q.site["fn"].event_dim
+        kl = _at_least_float32(kl).flatten(kl.dim() - event_dim) if event_dim else _at_least_float32(kl)[..., None]
+        kl = p.scale * kl.movedim(-1, 0)  # (D, y dims..., K, nested plates..., B)
+        dims = max(kl.dim(), 2 + self.known.max_plate_nesting)
+        kl = scale_and_mask(kl.reshape(len(kl), *(1,) * (dims - kl.dim()), *kl.shape[1:]), mask=p.site["mask"])
+        kl = self._per_datum(kl, p.site["cond_indep_stack"]) * self.log_q_enumerated(None).exp()
+        kl = kl.flatten(1, -3).sum(1) if kl.dim() > 3 else kl
+        return self._zeros(self.num_particles)[..., None] + kl.movedim(0, -1)
+
     def with_closed_form_kl(self) -> Draw:
         """This draw with -KL(q || p) as one term in place of log p and log q, where that is valid."""
         guide = {term.name: term for term in self.terms if term.kind == "guide"}
@@ -287,7 +331,7 @@ def _same_value(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_zero(weight: float | Tensor) -> bool:
-    return float(weight) == 0
+    return float(weight.detach() if isinstance(weight, Tensor) else weight) == 0
 
 
 def draw_terms(

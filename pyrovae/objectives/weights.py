@@ -7,7 +7,7 @@ Bounds, objectives, evaluation and diagnostics are a few lines each on top of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -140,6 +140,13 @@ class Ledger:
         """log q of the guide's sampled sites, or of those that are counted, shape (K, B)."""
         return self._collect(lambda draw: draw.log_q(counted))
 
+    def normalized_weights(self) -> Tensor:
+        """w_k / sum_j w_j of each datum, shape (K, B): what self-normalised importance sampling weighs particles by.
+
+        Where the guide enumerates nothing, the gradient of IWAE is the sum over k of these times that of log w_k.
+        """
+        return torch.softmax(self.log_weights(), 0)
+
     def bound(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         """E_q(y|x) [reduce(log w(x, y)) - log q(y | x)], shape (B,): what training maximises.
 
@@ -184,6 +191,39 @@ class Ledger:
         values = [draw.global_log_weights(weight) for draw in self.draws]
         tensors = [value for value in values if isinstance(value, Tensor)]
         return torch.cat(tensors) if tensors else 0.0
+
+    def parts(self, *, closed_form: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """E_q log p(x | z), and the KL of each latent site from its prior, (K, B) in nats, `poutine.scale` included.
+
+        The first less the sum of the others is `elbo()`, where all sites are in the data plate; those outside have a
+        share of 1/N in each datum. Sites that the model enumerates are summed out: they and the sites that depend on
+        them have one KL, from sum_c p(c) p(z | c), named by all of them, and p(x | z) is sum_c p(c | z) p(x | z, c).
+
+        Args:
+            closed_form: as for `elbo`.
+        """
+        latent = dict.fromkeys(term.name for term in self.terms if term.kind != "observed")
+        summed = [name for name in latent if name in self.draws[0].depend_on_summed]
+        together = [[name] for name in latent if name not in summed] + ([summed] if summed else [])
+
+        def total(names: Iterable[str]) -> Tensor:
+            def weight(term: Term) -> float | Tensor:
+                return term.scale if term.name in names else 0.0
+
+            value, shared = self.elbo(weight, closed_form=closed_form), self.global_elbo(weight)
+            return value + shared[:, None] / self.size if isinstance(shared, Tensor) else value
+
+        kl = {", ".join(names): -total(names) for names in together}
+        return sum(kl.values(), total({term.name for term in self.terms})), kl
+
+    def kl_by_dimension(self, name: str, *, closed_form: bool = True) -> Tensor:
+        """KL of each dimension of a latent site's events, flattened, from its prior: (K, B, D) in nats.
+
+        Raises:
+            ValueError: where prior or posterior is no product over the dimensions, or depends on sites that the model
+                sums out.
+        """
+        return torch.cat([draw.kl_by_dimension(name, closed_form=closed_form) for draw in self.draws])
 
     def entries(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """log p and log q of every local site, each (K, B) in nats, and the entropy of the summed sites, (K, B).

@@ -29,7 +29,7 @@ from pyrovae.plots.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["latent_kl", "latent_scatter", "manifold", "traversals"]
+__all__ = ["capacity_curves", "latent_kl", "latent_scatter", "manifold", "traversals"]
 
 MARKERS = "os^D"  # of the first ten classes, the second ten, ...
 
@@ -168,6 +168,34 @@ def latent_kl(kl: Values, *, threshold: float = 0.01, ax: Axes | None = None) ->
     ax.set_xlim(-0.75, len(order) - 0.25)
     draw_legend(ax, **ABOVE)
     return name_axes(ax, "dimension of z, by falling KL", "KL (nats per datum)")
+
+
+def capacity_curves(capacity: Values, kl: Values, *, ax: Axes | None = None) -> Axes:
+    """KL(q(z_j | x) || p(z_j)) of each dimension and of all together against the capacity C, which is the dashed line.
+
+    The eight dimensions with the highest KL at the last point have colours and are named, the others are grey.
+
+    Args:
+        capacity: C at S points of training (S,), nats.
+        kl: mean over data for each dimension there (S, L), nats per datum: rows of `active_units(pair, data).kl`.
+    """
+    levels, values = finite("capacity", capacity), finite("kl", kl)
+    if levels.ndim != 1 or values.ndim != 2 or len(levels) != len(values):
+        raise ValueError(
+            f"capacity has shape {levels.shape} and kl {values.shape}, wanted (S,) and (S, L); pass both so"
+        )
+    order, ends = np.argsort(-values[-1], kind="stable"), np.array([levels.min(), levels.max()])
+    ax = axes_of(ax, 6, 3.8)
+    ax.plot(ends, ends, color="black", linewidth=0.9, linestyle="--", label="C")
+    ax.plot(levels, values.sum(1), color="black", linewidth=1.6, label="all")
+    for place, j in reversed(list(enumerate(order))):
+        named = place < 8
+        color, label = (PALETTE[place], f"z[{j}]") if named else (GREY, None)
+        ax.plot(levels, values[:, j], color=color, linewidth=1.2 if named else 0.7, label=label)
+    handles, labels = ax.get_legend_handles_labels()
+    shown = [0, 1, *range(len(handles) - 1, 1, -1)]  # by falling KL
+    draw_legend(ax, handles=[handles[i] for i in shown], labels=[labels[i] for i in shown], **BESIDE)
+    return name_axes(ax, "capacity C (nats)", "KL (nats per datum)")
 
 
 def _plane(points: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:

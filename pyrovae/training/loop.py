@@ -27,7 +27,6 @@ from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.history import History
 from pyrovae.training.processes import Processes
-from pyrovae.training.schedules import Schedule
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
@@ -113,10 +112,7 @@ class Loop:
         self.steps_per_epoch = math.ceil(len(train) / (step.known.rows if self.subsamples_itself else batch_size))
         self.run = Run(step.pair, step.objective, History(), {}, step.known, seed, rank=self.processes.rank)
         self.signalled = False
-        self.schedules = {k: v for k, v in vars(step.objective).items() if isinstance(v, Schedule)}
-        like = next(tensor for tensor in step.known.parameters.values() if tensor.is_floating_point())
-        for schedule in self.schedules.values():
-            schedule.to(like)
+        self.schedules = step.objective.schedules if isinstance(step.objective, Objective) else {}
         self.state = {**step.known.parameters, **step.known.buffers}
         self.in_store = set(pyro.get_param_store().keys())
         self.watched = 0  # the step at which a compiled update was last compared with an eager one

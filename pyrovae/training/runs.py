@@ -14,6 +14,7 @@ from pyrovae.models.rebuild import build
 from pyrovae.training import checkpoint
 from pyrovae.training.history import History
 from pyrovae.training.loop import Run, load_state
+from pyrovae.training.step import OBJECTIVE
 
 __all__ = ["load"]
 
@@ -46,6 +47,7 @@ def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
     best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
     last = {name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")}
     values = best if state["returns_best"] else last
+    values = {name: tensor for name, tensor in values.items() if not name.startswith(OBJECTIVE)}
     floating = [tensor.dtype for tensor in values.values() if tensor.is_floating_point()]
     for part in pair if isinstance(pair, tuple) else [pair]:
         if isinstance(part, nn.Module) and floating:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,9 @@ from pyrovae.models.base import Structure, as_pair
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.objectives.particles import without_autocast
 
-__all__ = ["Step"]
+__all__ = ["OBJECTIVE", "Step"]
+
+OBJECTIVE = "objective/"  # begins the names of what an objective has learned, beside the pair's buffers
 
 
 class Step(nn.Module):
@@ -43,7 +46,6 @@ class Step(nn.Module):
     def __init__(self, pair: Any, objective: pyro.infer.ELBO | None, known: Structure):
         super().__init__()
         self.pair = as_pair(pair)
-        self.known = known
         objective = ELBO() if objective is None else objective
         if not isinstance(objective, pyro.infer.ELBO):
             raise TypeError(
@@ -60,6 +62,13 @@ class Step(nn.Module):
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
             in_a_plate = self.objective.vectorize_particles and self.objective.num_particles > 1
             self.objective.max_plate_nesting = known.max_plate_nesting + in_a_plate
+        if isinstance(self.objective, Objective) and self.objective.schedules:
+            like = next(p for p in known.parameters.values() if p.is_floating_point())
+            for schedule in self.objective.schedules.values():
+                schedule.to(like)
+            own_state = {f"{OBJECTIVE}{name}": tensor for name, tensor in self.objective.buffers.items()}
+            known = dataclasses.replace(known, buffers={**known.buffers, **own_state})
+        self.known = known
         # Those of plain functions are in Pyro's store, as tensors that are no nn.Parameter.
         for held, tensors, own in (
             (self.parameters(), known.parameters, self._parameters),
