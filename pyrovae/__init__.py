@@ -13,8 +13,20 @@ from pyrovae.checks import check
 from pyrovae.evaluation import active_units, elbo, log_likelihood
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, as_pair, structure
-from pyrovae.objectives import ELBO, IWAE, Objective, ledger, log_weights
+from pyrovae.models.local import MeanField
+from pyrovae.objectives import (
+    ELBO,
+    IWAE,
+    MarginalLikelihood,
+    Objective,
+    exact_posterior,
+    ledger,
+    log_marginal,
+    log_weights,
+    mean_field_posterior,
+)
 from pyrovae.training import schedules
+from pyrovae.training.em import Ascent, CoordinateAscent, Exact, MonteCarlo, fit_em
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
 from pyrovae.training.runs import load
@@ -25,7 +37,13 @@ __all__ = [
     "ELBO",
     "IWAE",
     "VAE",
+    "Ascent",
     "Callback",
+    "CoordinateAscent",
+    "Exact",
+    "MarginalLikelihood",
+    "MeanField",
+    "MonteCarlo",
     "Objective",
     "Pair",
     "Run",
@@ -36,11 +54,15 @@ __all__ = [
     "data",
     "distributions",
     "elbo",
+    "exact_posterior",
     "fit",
+    "fit_em",
     "ledger",
     "load",
     "log_likelihood",
+    "log_marginal",
     "log_weights",
+    "mean_field_posterior",
     "nets",
     "plots",
     "priors",

@@ -75,9 +75,7 @@ class Factorial:
 def test_log_marginal_and_its_gradient_are_the_sums_by_hand():
     pair, (x, words) = Factorial(), Factorial.data()
     got = log_marginal(pair, x, words)
-    want = torch.stack(
-        [torch.stack(list(pair.joint(x[n], words[:, n]).values())).logsumexp(0) for n in range(len(x))]
-    )
+    want = torch.stack([torch.stack(list(pair.joint(x[n], words[:, n]).values())).logsumexp(0) for n in range(len(x))])
     torch.testing.assert_close(got, want, **TIGHT)
     (got_gradient,) = torch.autograd.grad(got.sum(), pair.loc)
     (want_gradient,) = torch.autograd.grad(want.sum(), pair.loc)
@@ -107,7 +105,12 @@ def test_masks_scales_and_subsampling_of_the_marginal_likelihood():
             with pyro.poutine.mask(mask=seen):
                 pyro.sample("x", dist.Normal(2 * c, 1.0), obs=x)
 
-    each = torch.stack([dist.Normal(2.0, 1.0).log_prob(x) + x.new_tensor(0.3).log(), dist.Normal(0.0, 1.0).log_prob(x) + x.new_tensor(0.7).log()])
+    each = torch.stack(
+        [
+            dist.Normal(2.0, 1.0).log_prob(x) + x.new_tensor(0.3).log(),
+            dist.Normal(0.0, 1.0).log_prob(x) + x.new_tensor(0.7).log(),
+        ]
+    )
     want = torch.where(seen, each.logsumexp(0), 0.0)
     guide = lambda x: None  # noqa: E731
     torch.testing.assert_close(log_marginal((model, guide), x), want, **TIGHT)  # densities per datum
@@ -123,7 +126,9 @@ def test_the_exact_posterior_is_the_normalised_joint():
     pair, (x, words) = Factorial(), Factorial.data()
     posterior = exact_posterior(pair, x, words)
     assert {name: tuple(p.shape) for name, p in posterior.responsibilities.items()} == {
-        "a": (4, 2), "b": (4, 2), "s": (3, 4, 3)
+        "a": (4, 2),
+        "b": (4, 2),
+        "s": (3, 4, 3),
     }
     for n in range(len(x)):
         table = pair.joint(x[n], words[:, n])

@@ -46,8 +46,8 @@ class MarginalLikelihood(Objective):
         """log p(x), (B,)."""
         if drawn_sites := [t.name for t in drawn.terms if t.kind == "guide" and not t.enumerated]:
             raise ValueError(
-                f"the guide samples {drawn_sites}, so that log p(x) is not a sum over enumerated values; leave discrete "
-                'sites to the model, marked infer={"enumerate": "parallel"}, or pass objective=IWAE(50)'
+                f"the guide samples {drawn_sites}, so that log p(x) is not a sum over enumerated values; leave "
+                'discrete sites to the model, marked infer={"enumerate": "parallel"}, or pass objective=IWAE(50)'
             )
         return drawn.common_scale() * drawn.log_weights()[0]
 

@@ -14,7 +14,9 @@ __all__ = ["mean_field", "probabilities"]
 
 LOG_ZERO = -1e30  # stands for log 0, whose product with a probability 0 would be NaN
 
-Named = tuple[Tensor, str]  # a tensor and a letter for each of its dims, as Pyro packs them: plates and enumerated sites
+Named = tuple[
+    Tensor, str
+]  # a tensor and a letter for each of its dims, as Pyro packs them: plates and enumerated sites
 
 
 def mean_field(draw: Draw, sweeps: int, start: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
