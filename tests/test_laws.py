@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import VAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
-from pyrovae.models.rebuild import build, describe
 from pyrovae.models.local import MeanField
+from pyrovae.models.rebuild import build, describe
 from pyrovae.objectives import ELBO, IWAE, MarginalLikelihood, Objective, ledger, log_weights
 from pyrovae.training.step import Step
 

@@ -13,6 +13,9 @@ The E-step climbs F over q with theta held fixed, the M-step over theta with q h
 | SVI per mini-batch | `Ascent(steps, start=pair.restart)` on a `MeanField` | `Ascent(1)` |
 | guide and model by turns | `Ascent(k)` | `Ascent(j)` |
 | Monte Carlo EM | `MonteCarlo(samples)` | `Ascent(steps)` |
+
+MAP, or a posterior over a model's own parameters, is Pyro's: make them `PyroSample`s and pass the model with `AutoDelta`
+or `AutoNormal` to `pyrovae.fit`.
 """
 
 from __future__ import annotations
