@@ -14,8 +14,8 @@ The E-step climbs F over q with theta held fixed, the M-step over theta with q h
 | guide and model by turns | `Ascent(k)` | `Ascent(j)` |
 | Monte Carlo EM | `MonteCarlo(samples)` | `Ascent(steps)` |
 
-MAP, or a posterior over a model's own parameters, is Pyro's: make them `PyroSample`s and pass the model with `AutoDelta`
-or `AutoNormal` to `pyrovae.fit`.
+MAP, or a posterior over a model's own parameters, is Pyro's: make them `PyroSample`s, and pass the model with
+`AutoDelta` or `AutoNormal` to `pyrovae.fit`.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def fit_em(
 
     Args:
         pair: see `pyrovae.as_pair`; `Exact` and `CoordinateAscent` and `MonteCarlo` never run its guide.
-        data: see `pyrovae.data.match`.
+        data: see `pyrovae.data.match`; on the device of the pair's parameters.
         e_step: see there. Default: `Exact()`.
         m_step: an `Ascent`, or a function called with `(responsibilities, *batch)` that sets the model's parameters,
             responsibilities holding q of each enumerated site, (nested plates..., B, C). Default: `Ascent(10)`.
