@@ -8,11 +8,38 @@
 -35.9 +- 0.1 nats
 """
 
-from pyrovae import conditionals, data, distributions, nets, plots, priors
-from pyrovae.checks import check
-from pyrovae.evaluation import active_units, ais, bdmc, elbo, expectation, gaps, log_likelihood, surgery
-from pyrovae.models import VAE
-from pyrovae.models.base import Pair, as_pair, structure
+from pyrovae import (
+    conditionals,
+    data,
+    distributions,
+    nets,
+    plots,
+    priors,
+)
+from pyrovae.checks import (
+    check,
+)
+from pyrovae.evaluation import (
+    active_units,
+    ais,
+    bdmc,
+    elbo,
+    expectation,
+    gaps,
+    log_likelihood,
+    surgery,
+)
+from pyrovae.models import (
+    VAE,
+)
+from pyrovae.models.base import (
+    Pair,
+    as_pair,
+    structure,
+)
+from pyrovae.models.local import (
+    MeanField,
+)
 from pyrovae.objectives import (
     CIWAE,
     ELBO,
@@ -26,18 +53,38 @@ from pyrovae.objectives import (
     Capacity,
     DReG,
     FreeBits,
+    MarginalLikelihood,
     Objective,
     Renyi,
     ReweightedWakeSleep,
     TotalCorrelation,
     WakeSleep,
+    exact_posterior,
     ledger,
+    log_marginal,
     log_weights,
+    mean_field_posterior,
 )
-from pyrovae.training import schedules
-from pyrovae.training.fit import fit
-from pyrovae.training.loop import Callback, Run
-from pyrovae.training.runs import load
+from pyrovae.training import (
+    schedules,
+)
+from pyrovae.training.em import (
+    Ascent,
+    CoordinateAscent,
+    Exact,
+    MonteCarlo,
+    fit_em,
+)
+from pyrovae.training.fit import (
+    fit,
+)
+from pyrovae.training.loop import (
+    Callback,
+    Run,
+)
+from pyrovae.training.runs import (
+    load,
+)
 
 __version__ = "0.1.0"
 
@@ -51,11 +98,17 @@ __all__ = [
     "STL",
     "VAE",
     "VIMCO",
+    "Ascent",
     "Beta",
     "Callback",
     "Capacity",
+    "CoordinateAscent",
     "DReG",
+    "Exact",
     "FreeBits",
+    "MarginalLikelihood",
+    "MeanField",
+    "MonteCarlo",
     "Objective",
     "Pair",
     "Renyi",
@@ -72,13 +125,17 @@ __all__ = [
     "data",
     "distributions",
     "elbo",
+    "exact_posterior",
     "expectation",
     "fit",
+    "fit_em",
     "gaps",
     "ledger",
     "load",
     "log_likelihood",
+    "log_marginal",
     "log_weights",
+    "mean_field_posterior",
     "nets",
     "plots",
     "priors",

@@ -87,3 +87,36 @@ class Mixture(Pair):
         c = torch.arange(3, dtype=x.dtype)
         each = dist.Normal(self.loc + self.shift * c, math.sqrt(2)).log_prob(x[:, None])
         return torch.logsumexp(torch.log_softmax(self.logits, -1) + each, -1)
+
+
+class GaussianMixture(Pair):
+    """c ~ Cat(pi), x | c ~ N(m_c, diag s_c^2), everything summed: nothing is left for the guide."""
+
+    def __init__(self, weights: Tensor, locs: Tensor, scales: Tensor):
+        super().__init__()
+        self.log_weights = nn.Parameter(weights.log())
+        self.locs = nn.Parameter(locs.clone())
+        self.log_scales = nn.Parameter(scales.log())
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=self.log_weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(self.locs[c], self.log_scales[c].exp()).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+    def maximize(self, responsibilities: dict[str, Tensor], x: Tensor) -> None:
+        """The M-step in closed form."""
+        weights = responsibilities["c"]  # (B, C)
+        counts = weights.sum(0)
+        locs = weights.T @ x / counts[:, None]
+        variances = (weights[..., None] * (x[:, None] - locs) ** 2).sum(0) / counts[:, None]
+        with torch.no_grad():
+            self.log_weights.copy_((counts / len(x)).log())
+            self.locs.copy_(locs)
+            self.log_scales.copy_(variances.log() / 2)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        each = dist.Normal(self.locs, self.log_scales.exp()).to_event(1).log_prob(x[:, None])
+        return torch.logsumexp(self.log_weights.log_softmax(-1) + each, -1)

@@ -13,7 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import LinearGaussian, LooseLinearGaussian, Mixture
+from exact import GaussianMixture, LinearGaussian, LooseLinearGaussian, Mixture
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import VAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
+from pyrovae.models.local import MeanField
 from pyrovae.models.rebuild import build, describe
 from pyrovae.objectives import (
     CIWAE,
@@ -39,6 +40,7 @@ from pyrovae.objectives import (
     Capacity,
     DReG,
     FreeBits,
+    MarginalLikelihood,
     Objective,
     Renyi,
     ReweightedWakeSleep,
@@ -278,6 +280,27 @@ def draws_its_own_rows(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
 
 
+def gaussian_mixture() -> tuple[Pair, tuple[Tensor]]:
+    weights, x = torch.tensor([0.2, 0.5, 0.3]), 3 * uniform(2)
+    return GaussianMixture(weights, x[:3].clone(), torch.ones(3, 2)), (x,)
+
+
+def switched(x: Tensor) -> None:
+    """Latents of three kinds, for a guide without an encoder."""
+    loc = pyro.param("loc", torch.tensor(0.5))
+    with pyro.plate("data", len(x), dim=-1):
+        y = pyro.sample("y", dist.Bernoulli(0.3 * x.new_ones(())))
+        rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+        with pyro.plate("words", 2, dim=-2):
+            z = pyro.sample("z", dist.Normal(loc * rate, 1.0))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x.T)
+
+
+def local_parameters() -> tuple[Pair, tuple[Tensor, Tensor]]:
+    x = 3 * uniform(2)
+    return MeanField(switched, x), (x, torch.arange(len(x)))
+
+
 def linear_gaussian(cls: type[LinearGaussian]) -> tuple[Pair, tuple[Tensor]]:
     pair = cls()
     return pair, (pair.sample(ROWS),)
@@ -312,6 +335,8 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),
     "Mixture that x does not depend on": lambda: (Mixture(x_depends_on_c=False), (3 * uniform().double(),)),
+    "mixture that is summed": gaussian_mixture,
+    "parameters for each datum": local_parameters,
     "labels enumerated by the guide": lambda: (Labelled(), (3 * uniform(),)),
     "M2 with enumerated labels": lambda: (SemiSupervised(), (bits(6),)),
     "hierarchy over words": lambda: (Hierarchy(), (3 * uniform(3),)),
@@ -343,6 +368,10 @@ def sampled(known: Structure) -> bool:
 
 def enumerated(known: Structure) -> bool:
     return bool(known.enumerated)
+
+
+def summed(known: Structure) -> bool:
+    return set(known.latent) <= set(known.enumerated)
 
 
 def mean_field(known: Structure) -> bool:
@@ -398,6 +427,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "beta learned": (partial(Beta, 1.0), anywhere),
     "free bits": (partial(FreeBits, 0.01), anywhere),
     "capacity": (partial(Capacity, 2.0, 0.7), anywhere),
+    "MarginalLikelihood": (MarginalLikelihood, summed),
     "Trace_ELBO": (Trace_ELBO, sampled),
     "TraceMeanField_ELBO": (TraceMeanField_ELBO, mean_field),
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),

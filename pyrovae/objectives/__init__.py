@@ -1,15 +1,56 @@
 """Objectives and bounds: functions of the importance weights and the site ledger of any pair."""
 
-from pyrovae.objectives.base import Objective
-from pyrovae.objectives.constrained import Beta, Capacity, FreeBits
-from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, Renyi
-from pyrovae.objectives.mmd import MMD
-from pyrovae.objectives.path_gradients import PIWAE, STL, DReG
-from pyrovae.objectives.total_correlation import TotalCorrelation, decomposition, stratified, weighted
-from pyrovae.objectives.vimco import VIMCO
-from pyrovae.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
-from pyrovae.objectives.weights import Ledger, Term, ledger, log_weights
+from pyrovae.objectives.base import (
+    Objective,
+)
+from pyrovae.objectives.classical import (
+    MarginalLikelihood,
+    Posterior,
+    exact_posterior,
+    log_marginal,
+    mean_field_posterior,
+)
+from pyrovae.objectives.constrained import (
+    Beta,
+    Capacity,
+    FreeBits,
+)
+from pyrovae.objectives.elbo import (
+    ELBO,
+)
+from pyrovae.objectives.importance import (
+    CIWAE,
+    IWAE,
+    MIWAE,
+    Renyi,
+)
+from pyrovae.objectives.mmd import (
+    MMD,
+)
+from pyrovae.objectives.path_gradients import (
+    PIWAE,
+    STL,
+    DReG,
+)
+from pyrovae.objectives.total_correlation import (
+    TotalCorrelation,
+    decomposition,
+    stratified,
+    weighted,
+)
+from pyrovae.objectives.vimco import (
+    VIMCO,
+)
+from pyrovae.objectives.wake_sleep import (
+    ReweightedWakeSleep,
+    WakeSleep,
+)
+from pyrovae.objectives.weights import (
+    Ledger,
+    Term,
+    ledger,
+    log_weights,
+)
 
 __all__ = [
     "CIWAE",
@@ -25,15 +66,20 @@ __all__ = [
     "DReG",
     "FreeBits",
     "Ledger",
+    "MarginalLikelihood",
     "Objective",
+    "Posterior",
     "Renyi",
     "ReweightedWakeSleep",
     "Term",
     "TotalCorrelation",
     "WakeSleep",
     "decomposition",
+    "exact_posterior",
     "ledger",
+    "log_marginal",
     "log_weights",
+    "mean_field_posterior",
     "stratified",
     "weighted",
 ]

@@ -203,25 +203,40 @@ class Draw:
         kept = [term for term in self.terms if term.name not in replaced]
         return Draw([*kept, *replaced.values()], self.known, self.num_particles, self.plate_to_symbol)
 
-    def entries(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """See `Ledger.entries`: the probability of an enumerated value is a derivative of the log-sum."""
+    def counted(self) -> list[Tensor]:
+        """What each local term counts with: log_prob, unmasked where its site is summed out."""
+        return [t.unmasked if self._sums(t, self.model_symbols) else t.log_prob for t in self.local]
+
+    def shares(self) -> tuple[Tensor, list[Tensor]]:
+        """The ELBO of each particle, (K, B), and its derivatives by `counted`: probabilities of enumerated values."""
         log_q_enumerated = self.log_q_enumerated(None).detach()
         leaves = [replace(t, log_prob=_leaf(t.log_prob), unmasked=_leaf(t.unmasked)) for t in self.local]
         with torch.enable_grad():
             draw = Draw(leaves, self.known, self.num_particles, self.plate_to_symbol)
             cost = draw.log_q_enumerated(one)
             elbo = expected(draw.log_weights(one, keep_guide=True) - cost, log_q_enumerated)
-            counted = [t.unmasked if draw._sums(t, draw.model_symbols) else t.log_prob for t in leaves]
-            shares = torch.autograd.grad(elbo.sum(), counted, allow_unused=True, materialize_grads=True)
+            shares = torch.autograd.grad(elbo.sum(), draw.counted(), allow_unused=True, materialize_grads=True)
+        return elbo.detach(), list(shares)
+
+    def spent(self, shares: Sequence[Tensor]) -> list[Tensor]:
+        """Of each local term its share times what it counts, (K, B): a part of the ELBO, differentiable in the term."""
+        parts = []
+        for term, value, share in zip(self.local, self.counted(), shares, strict=True):
+            product = share * value.masked_fill(share == 0, 0.0)  # 0 x -inf is 0
+            part = self._per_datum(product, term.site["cond_indep_stack"], rescale=False)
+            parts.append(self._zeros(self.num_particles) + _sum_leading(part))
+        return parts
+
+    def entries(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """See `Ledger.entries`: the probability of an enumerated value is a derivative of the log-sum."""
+        elbo, shares = self.shares()
         log_p: dict[str, Tensor] = {}
         log_q: dict[str, Tensor] = {}
-        for term, value, share in zip(leaves, counted, shares, strict=True):
-            spent = torch.where(share == 0, 0.0, share * value.detach())  # 0 x -inf is 0
-            entry = self._per_datum(spent, term.site["cond_indep_stack"], rescale=False)
+        for term, part in zip(self.local, self.spent(shares), strict=True):
             into = log_q if term.kind == "guide" else log_p
-            into[term.name] = self._zeros(self.num_particles) + term.sign * _sum_leading(entry)
+            into[term.name] = term.sign * part.detach()
         zeros = self._zeros(self.num_particles)
-        entropy = elbo.detach() - sum(log_p.values(), zeros) + sum(log_q.values(), zeros)
+        entropy = elbo - sum(log_p.values(), zeros) + sum(log_q.values(), zeros)
         return log_p, log_q, entropy
 
     def _sums(self, term: Term, summed: set[str]) -> bool:

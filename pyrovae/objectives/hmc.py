@@ -1,0 +1,146 @@
+r"""Hamiltonian Monte Carlo over the continuous latent sites of a model, for all data and chains at once.
+
+Data are independent given the parameters, so each datum of each chain is moved, and accepted, on its own: one
+acceptance for a whole batch, as in `pyro.infer.HMC`, would fall with the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyrovae.models.base import Functions, Structure, structure
+from pyrovae.models.local import latent_sites, substituted
+from pyrovae.objectives.particles import PARTICLES, vectorises
+from pyrovae.objectives.weights import ledger
+
+__all__ = ["Chains"]
+
+TARGET = 0.8  # acceptance that step sizes adapt to
+
+
+class Chains:
+    r"""K chains for each datum, whose states are draws from p(z | x; theta) in the end.
+
+    They live on the unconstrained reals u, z = T(u), with density p(x, T(u)) |det dT/du|; discrete sites, which are
+    enumerated, are summed out of it. They start from the prior.
+
+    Args:
+        model: a Pyro model whose parameters may change between moves.
+        batch: what it is called with.
+        chains: K, at least 2.
+        step_size: of the leapfrog, to start from; each datum adapts its own.
+        known: the structure of the model with its prior as guide.
+
+    Attributes:
+        position: u of each site, (K, nested plates..., B, *event).
+        step_size: (B,).
+        acceptance: mean probability of the last moves, (B,).
+
+    Raises:
+        ValueError: where there is no continuous site, one lies outside the data plate, or the model does not vectorise.
+
+    Source: Neal 2011.
+    """
+
+    def __init__(self, model: Callable[..., Any], *batch: Any, chains: int, step_size: float = 0.2, known: Structure):
+        self.model, self.batch, self.chains = config_enumerate(model, "parallel"), batch, chains
+        self.batch_dims = 1 + known.max_plate_nesting
+        if known.global_latent or known.rows != len(batch[0]):
+            raise ValueError(
+                f"latent sites {list(known.global_latent)} lie outside the plate {known.plate!r}, or it subsamples by "
+                "itself, and each datum is moved on its own; pass e_step=Ascent() with a guide, or use pyro.infer.NUTS"
+            )
+        prior = poutine.block(model, hide_fn=lambda site: bool(site.get("is_observed")))
+        if not vectorises(Functions(model, prior), batch, known):
+            raise ValueError("the model does not take leading dims, as chains are; pass e_step=Ascent() with a guide")
+        sites = latent_sites(pyro.plate(PARTICLES, chains, dim=-self.batch_dims)(self.model), *batch)
+        if not sites:
+            raise ValueError("the model has no continuous latent site to move; pass e_step=Exact()")
+        if discrete := [name for name, site in sites.items() if site["fn"].support.is_discrete]:
+            raise ValueError(f"latent sites {discrete} are discrete and cannot be summed; pass e_step=Ascent()")
+        self.event_dims = {name: site["fn"].event_dim for name, site in sites.items()}
+        self.transforms = {name: biject_to(site["fn"].support) for name, site in sites.items()}
+        self.position = {name: self.transforms[name].inv(site["value"]) for name, site in sites.items()}
+        one = {name: u[0] for name, u in self.position.items()}
+        known = structure(Functions(self.model, self._guide(one)), *batch, plate=known.plate)
+        self.known = replace(known, vectorises=True)
+        self.step_size = next(iter(one.values())).new_full((known.rows,), step_size)
+        self.acceptance = torch.ones_like(self.step_size)
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """z of each site, (K, nested plates..., B, *event)."""
+        return {name: self.transforms[name](u) for name, u in self.position.items()}
+
+    def log_joint(self) -> Tensor:
+        """log p(x, z) at the present states, discrete sites summed out; (K, B), differentiable in the parameters."""
+        return self._log_weights(self.position, jacobian=False)
+
+    def move(self, transitions: int, *, leapfrog: int = 10) -> None:
+        """Move all chains; step sizes adapt in the first half, and are fixed in the second."""
+        for transition in range(transitions):
+            self.acceptance = self._transition(leapfrog).mean(0)
+            if transition < transitions // 2:
+                self.step_size = self.step_size * (self.acceptance - TARGET).div(2).exp()
+
+    def _transition(self, leapfrog: int) -> Tensor:
+        """One proposal and its acceptance; the probabilities of that, (K, B)."""
+        jitter = 0.8 + 0.4 * torch.rand(self.chains, len(self.step_size)).to(self.step_size)  # no periodic orbits
+        step = {name: self._beside(name, jitter * self.step_size) for name in self.position}
+        momentum = {name: torch.randn_like(u) for name, u in self.position.items()}
+        position = self.position
+        log_density, gradient = self._gradient(position)
+        before = log_density - self._kinetic(momentum)
+        for _ in range(leapfrog):
+            momentum = {name: p + step[name] / 2 * gradient[name] for name, p in momentum.items()}
+            position = {name: u + step[name] * momentum[name] for name, u in position.items()}
+            log_density, gradient = self._gradient(position)
+            momentum = {name: p + step[name] / 2 * gradient[name] for name, p in momentum.items()}
+        log_ratio = (log_density - self._kinetic(momentum) - before).nan_to_num(nan=-torch.inf).clamp(max=0.0)
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        self.position = {n: torch.where(self._beside(n, accepted), position[n], u) for n, u in self.position.items()}
+        return log_ratio.exp()
+
+    def _gradient(self, position: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.enable_grad():
+            leaves = {name: u.detach().requires_grad_() for name, u in position.items()}
+            log_density = self._log_weights(leaves)
+            gradients = torch.autograd.grad(log_density.sum(), list(leaves.values()))
+        return log_density.detach(), dict(zip(leaves, gradients, strict=True))
+
+    def _log_weights(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Tensor:
+        pair = Functions(self.model, self._guide(position, jacobian=jacobian))
+        with pyro.validation_enabled(False):
+            return ledger(pair, *self.batch, num_particles=self.chains, known=self.known).log_weights()
+
+    def _guide(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Callable[..., Any]:
+        """The guide that puts all mass where the chains are, and minus the log of the Jacobian in place of log q."""
+        factors = {}
+        for name, u in position.items():
+            z, event_dim = self.transforms[name](u), self.event_dims[name]
+            log_jacobian = self.transforms[name].log_abs_det_jacobian(u, z)  # of the event as a whole
+            factors[name] = dist.Delta(z, log_density=-log_jacobian * jacobian, event_dim=event_dim)
+        return substituted(self.model, factors)
+
+    def _beside(self, name: str, value: Tensor) -> Tensor:
+        """A value (K, B) with the dims of a site."""
+        event = (1,) * (self.position[name].dim() - self.batch_dims)
+        return value.reshape(len(value), *(1,) * (self.batch_dims - 2), value.size(1), *event)
+
+    def _kinetic(self, momentum: dict[str, Tensor]) -> Tensor:
+        """Half the square of the momentum, (K, B)."""
+        total = torch.zeros(())
+        for p in momentum.values():
+            nested = p.shape[1 : self.batch_dims - 1].numel()
+            total = total.to(p) + (p**2 / 2).reshape(len(p), nested, len(self.step_size), -1).sum((1, 3))
+        return total
