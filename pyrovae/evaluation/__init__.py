@@ -1,16 +1,6 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
-from pyrovae.evaluation.disentanglement import (
-    DCI,
-    beta_vae_score,
-    dci,
-    disentanglement_scores,
-    factor_vae_score,
-    mig,
-    modularity,
-    sap,
-)
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
@@ -21,7 +11,6 @@ from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
-    "DCI",
     "ActiveUnits",
     "ElboParts",
     "Estimate",
@@ -32,23 +21,16 @@ __all__ = [
     "active_units",
     "ais",
     "bdmc",
-    "beta_vae_score",
-    "dci",
     "decode",
-    "disentanglement_scores",
     "elbo",
     "encode",
     "expectation",
-    "factor_vae_score",
     "gaps",
     "generate",
     "interpolate",
     "log_likelihood",
     "manifold",
-    "mig",
-    "modularity",
     "reconstruct",
-    "sap",
     "surgery",
     "traverse",
 ]
