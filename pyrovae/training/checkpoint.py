@@ -37,7 +37,7 @@ from torch import Tensor
 from pyrovae.training.plain_values import decode, dump, encode, load
 from pyrovae.training.random_states import random_state, set_random_state
 
-__all__ = ["Checkpoint", "latest", "random_state", "read", "save", "set_random_state"]
+__all__ = ["Checkpoint", "latest", "load_state", "random_state", "read", "save", "set_random_state"]
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, RANDOM = "model.safetensors", "optim.safetensors", "rng.safetensors"
@@ -172,6 +172,27 @@ def read(path: Path) -> Checkpoint:
         if older is not None:
             fix = f"use the intact older one, {str(older)!r}"
         raise ValueError(f"checkpoint {str(path)!r} cannot be read: {error}; {fix}") from error
+
+
+def load_state(state: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy values into parameters and buffers of the same names.
+
+    Raises:
+        ValueError: where names or shapes differ.
+    """
+    if missing := sorted(state.keys() ^ values.keys()):
+        raise ValueError(
+            f"the pair and the checkpoint do not have the same parameters, {missing[:3]} for example; "
+            "pass the pair that the checkpoint was made with"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if tensor.shape != values[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)} in the pair and {tuple(values[name].shape)} in the "
+                    "checkpoint; pass the pair that the checkpoint was made with"
+                )
+            tensor.copy_(values[name])
 
 
 # From values to bytes ---------------------------------------------------------------------------------------------

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +15,6 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrovae.data import Split, Stream
 from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
@@ -27,6 +23,7 @@ from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.history import History
 from pyrovae.training.processes import Processes
+from pyrovae.training.progress import Progress, interruptible
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
@@ -175,8 +172,8 @@ class Loop:
         if patience is not None and not self.best:  # it begins only now
             run.best_epoch, run.best_loss = None, math.inf
         run.stopping = self._out_of_patience(patience) and run.best_epoch is not None
-        bar = _Progress(max_epochs, self.steps_per_epoch, run, shown=progress and run.rank == 0)
-        with contextlib.closing(bar), self._connected(), _interruptible(self):
+        bar = Progress(max_epochs, self.steps_per_epoch, run, shown=progress and run.rank == 0)
+        with contextlib.closing(bar), self._connected(), interruptible(self):
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
                 before = self._snapshot()
                 try:
@@ -206,7 +203,7 @@ class Loop:
     def _epoch(
         self,
         callbacks: Sequence[Callback | Callable[[Run], None]],
-        bar: _Progress,
+        bar: Progress,
     ) -> None:
         run, epoch = self.run, self.in_epoch
         if isinstance(self.update, CompiledUpdate) and run.step >= self.watched + READ_EVERY:
@@ -410,28 +407,7 @@ class Loop:
         return {name: tensor.detach().clone() for name, tensor in self.state.items()}
 
     def _restore(self, snapshot: dict[str, Tensor]) -> None:
-        load_state(self.state, snapshot)
-
-
-def load_state(state: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy values into parameters and buffers of the same names.
-
-    Raises:
-        ValueError: where names or shapes differ.
-    """
-    if missing := sorted(state.keys() ^ values.keys()):
-        raise ValueError(
-            f"the pair and the checkpoint do not have the same parameters, {missing[:3]} for example; "
-            "pass the pair that the checkpoint was made with"
-        )
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if tensor.shape != values[name].shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)} in the pair and {tuple(values[name].shape)} in the "
-                    "checkpoint; pass the pair that the checkpoint was made with"
-                )
-            tensor.copy_(values[name])
+        checkpoint.load_state(self.state, snapshot)
 
 
 @dataclass
@@ -454,53 +430,3 @@ class _Epoch:
             self.rows += rows
         self.unread = []
         return losses
-
-
-class _Progress:
-    """A bar on a terminal, at most twenty lines elsewhere."""
-
-    def __init__(self, max_epochs: int, steps_per_epoch: int, run: Run, *, shown: bool):
-        self.run, self.max_epochs = run, max_epochs
-        terminal = sys.stderr.isatty()
-        self.lines = shown and not terminal
-        self.bar = tqdm(
-            total=max_epochs * steps_per_epoch,
-            initial=run.step,
-            unit="step",
-            disable=not (shown and terminal),
-            leave=True,
-        )
-
-    def step(self) -> None:
-        self.bar.update()
-
-    def epoch(self) -> None:
-        last = self.run.history.last
-        losses = {name: f"{last[name]:.3f}" for name in ("train_loss", "validation_loss") if name in last}
-        self.bar.set_postfix(epoch=self.run.epoch, **losses)
-        every = max(1, self.max_epochs // 20)
-        if self.lines and (self.run.epoch % every == 0 or self.run.epoch == self.max_epochs or self.run.stopping):
-            text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in losses.items())
-            print(f"epoch {self.run.epoch}/{self.max_epochs}: {text} nats, {self.run.seconds:.1f} s", file=sys.stderr)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-@contextlib.contextmanager
-def _interruptible(loop: Loop) -> Iterator[None]:
-    """Ctrl-C asks the loop to end after the step; a second one raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-
-    def handle(*_: Any) -> None:
-        loop.signalled = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

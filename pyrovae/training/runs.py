@@ -13,7 +13,7 @@ from pyrovae.models.base import as_pair, structure
 from pyrovae.models.rebuild import build
 from pyrovae.training import checkpoint
 from pyrovae.training.history import History
-from pyrovae.training.loop import Run, load_state
+from pyrovae.training.loop import Run
 from pyrovae.training.step import OBJECTIVE
 
 __all__ = ["load"]
@@ -54,7 +54,7 @@ def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
             part.to(device="cpu", dtype=floating[0])
     example = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["batch"]]
     known = structure(pair, *example, plate=config["plate"])
-    load_state({**known.parameters, **known.buffers}, values)
+    checkpoint.load_state({**known.parameters, **known.buffers}, values)
     return Run(
         pair=pair,
         objective=config["objective"],

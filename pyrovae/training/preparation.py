@@ -1,0 +1,119 @@
+"""A pair made ready for training: on its device, its structure known, and the data checked against it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyrovae.data import Split, Stream
+from pyrovae.models.base import Functions, PairLike, Structure, structure
+
+__all__ = ["check_support", "prepare"]
+
+
+def prepare(
+    pair: PairLike,
+    train: Split | Stream,
+    batch_size: int,
+    plate: str | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[Structure, tuple[Tensor, ...]]:
+    """The pair on its device, its structure, and the batch that it was found on."""
+    parts = [part for part in (pair if isinstance(pair, tuple) else [pair]) if isinstance(part, nn.Module)]
+    for part in parts:
+        part.to(device=device, dtype=dtype)
+
+    def move(module: nn.Module, _: Any) -> None:  # modules that plain functions call are only found as they run
+        module.to(device=device, dtype=dtype)
+
+    hook = register_module_forward_pre_hook(move)
+    try:
+        if isinstance(pair.guide, AutoGuide) and len(train) > batch_size:
+            _check_autoguide(pair, train, batch_size, plate)
+        known, batch = _first_run(pair, train, batch_size, plate)
+    finally:
+        hook.remove()
+    for parameter in known.parameters.values():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    if not any(parameter.requires_grad for parameter in known.parameters.values()):
+        raise ValueError(
+            "the pair has no parameters, so there is nothing to fit; register modules with pyro.module, use "
+            "pyro.param, or derive the pair from pyrovae.Pair"
+        )
+    if known.global_latent and _mini_batches(known, train, batch) and not known.subsampled:
+        raise ValueError(
+            f"latent sites {list(known.global_latent)} lie outside the plate {known.plate!r}, which has size "
+            f"{known.size} for {len(train)} data; write pyro.plate({known.plate!r}, {len(train)}, "
+            f"subsample=torch.arange(len(x))), or pass batch_size={len(train)}"
+        )
+    return known, batch
+
+
+def _first_run(
+    pair: PairLike, train: Split | Stream, batch_size: int, plate: str | None
+) -> tuple[Structure, tuple[Tensor, ...]]:
+    """The structure, found on a batch, or on all rows for a model that draws its own rows among all of them."""
+    batch = next(train.sequential(batch_size))
+    try:
+        return structure(pair, *batch, plate=plate), batch
+    except ValueError:
+        if batch_size == len(train) or not isinstance(train, Split):
+            raise
+        batch = next(train.sequential(len(train)))
+        with contextlib.suppress(ValueError):
+            known = structure(pair, *batch, plate=plate)
+            if known.subsampled:
+                return known, batch
+        raise
+
+
+def _mini_batches(known: Structure, train: Split | Stream, batch: tuple[Tensor, ...]) -> bool:
+    return known.rows == len(batch[0]) < len(train)
+
+
+def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, plate: str | None) -> None:
+    """Refuse parameters for each row with mini-batches, before the guide makes them for the rows of the first one."""
+    prior = poutine.block(pair.model, hide_fn=lambda site: site.get("is_observed"))
+    known, batch = _first_run(Functions(pair.model, prior), train, batch_size, plate)
+    guided = set(known.latent) - set(known.global_latent) - set(known.enumerated)
+    if _mini_batches(known, train, batch) and guided:
+        raise ValueError(
+            f"{type(pair.guide).__name__} has parameters of its own for each row, but batch_size is {batch_size} of "
+            f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
+            f"{len(train)}"
+        )
+
+
+def check_support(known: Structure, data: Split | Stream, argument: str) -> None:
+    """Every observed value is one that its likelihood can give."""
+    batches = data.sequential(8192) if isinstance(data, Split) else [next(data.sequential(256))]
+    seen = 0
+    for batch in batches:
+        for site, (position, support) in known.supports.items():
+            value = batch[position]
+            try:
+                valid = support.check(value).reshape(len(value), -1).all(1)
+            except (NotImplementedError, RuntimeError):  # supports that depend on parameters, or on other rows
+                continue
+            if not valid.all():
+                row = int((~valid).nonzero()[0])
+                low, high = value[row].min().item(), value[row].max().item()
+                raise ValueError(
+                    f"{data.names[position]} of {argument} has values that site {site!r} cannot give: row "
+                    f"{seen + row} lies in [{low:g}, {high:g}], wanted is {_support_name(support)}; scale or binarise "
+                    "the data, or choose another likelihood"
+                )
+        seen += len(batch[0])
+
+
+def _support_name(support: Any) -> str:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return {"Boolean()": "0 or 1", "_Boolean()": "0 or 1"}.get(str(support), str(support))
