@@ -40,18 +40,22 @@ def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to torch's developers
-        parts = hoist(graph.module, graph.inputs)
-        if parts is None:
-            call = torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
-        else:
-            first = torch._inductor.compile(parts.first, [graph.inputs[i] for i in parts.reads], options=_OPTIONS)
-            rest = torch._inductor.compile(parts.rest, [*graph.inputs, *parts.examples], options=_OPTIONS)
-            reads = parts.reads
-
-            def call(*inputs: Tensor) -> Sequence[Tensor]:
-                return rest(*inputs, *first(*[inputs[i] for i in reads]))
-
+        call = _in_parts(graph) or torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
     return Replayed(call) if all(tensor.is_cuda for tensor in graph.inputs) else call
+
+
+def _in_parts(graph: Graph) -> Callable[..., Sequence[Tensor]] | None:
+    """The graph with its numbers computed first; None where there are none, or inductor can't do it."""
+    parts = hoist(graph.module, graph.inputs)
+    if parts is None:
+        return None
+    reads = parts.reads
+    try:
+        first = torch._inductor.compile(parts.first, [graph.inputs[i] for i in reads], options=_OPTIONS)
+        rest = torch._inductor.compile(parts.rest, [*graph.inputs, *parts.examples], options=_OPTIONS)
+    except Exception:  # it may still compile as a whole: inductor loses a buffer of one HMM in parts
+        return None
+    return lambda *inputs: rest(*inputs, *first(*[inputs[i] for i in reads]))
 
 
 def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
