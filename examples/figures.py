@@ -22,17 +22,17 @@ def milliseconds(seconds: float | None) -> str:
 
 def steps() -> None:
     """The README's table of training steps, in ms."""
-    record = json.loads((RESULTS / "benchmarks" / "steps.json").read_text())
-    medians = record["summary"]["seconds_per_step"]
+    records = [json.loads(path.read_text()) for path in sorted((RESULTS / "benchmarks").glob("steps*.json"))]
+    medians = {k: v for record in records for k, v in record["summary"]["seconds_per_step"].items()}
     columns = ["stock", "torch eager", "torch compiled", "numpyro epoch", "pythae", "pyrovae eager", "pyrovae compiled"]
     print("|", " | ".join(["step of", *columns, "products"]), "|")
     print("|---" * (len(columns) + 2) + "|")
     for workload, cells in medians.items():
         row = [milliseconds(cells.get(name)) for name in (*columns, "products")]
         print("|", " | ".join([workload.replace("_", " "), *row]), "|")
-    print("stock / compiled, geometric mean:", round(record["summary"]["geometric_mean_speedup_over_stock"], 2))
-    for target in record["summary"]["targets"]:
-        print(target["met"] + ":", target["target"])
+    for name in ("stock", "torch compiled", "numpyro epoch"):
+        ratios = [cells[name] / cells["pyrovae compiled"] for cells in medians.values() if "pyrovae compiled" in cells]
+        print(f"{name} / pyrovae compiled, geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.2f}")
 
 
 def main() -> None:
