@@ -86,16 +86,42 @@ class FullNormal(conditionals.Conditional):
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-class MixturePrior(nn.Module):
-    """Somebody's learned prior, whose KL has no closed form."""
+def trained(prior: Callable[..., nn.Module], noise: float = 0.3, **options: Any) -> Callable[..., nn.Module]:
+    """What makes a flow whose networks say something, where a new one is the identity and some gradients are zero."""
 
-    def __init__(self, latent_dim):
+    def make(event_shape):
+        made = prior(event_shape, **options)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(noise * torch.randn_like(parameter))
+        return made
+
+    return make
+
+
+class Given(Pair):
+    """z1 | y and z2 | y, x | z1, z2, for labels y that come with x: y picks the priors."""
+
+    def __init__(self):
         super().__init__()
-        self.loc = nn.Parameter(torch.randn(3, latent_dim))
-        self.logits = nn.Parameter(torch.zeros(3))
+        mixture = partial(priors.GaussianMixture, num_components=2)
+        self.prior1 = priors.ConditionalNormal(1, context_shape=3, hidden=(4,))
+        self.prior2 = priors.ClassConditional(2, num_classes=3, prior=mixture)
+        self.encoder = nets.MultiMLP([6, 3], hidden=(7,))
+        self.posterior1, self.posterior2 = conditionals.DiagonalNormal(7, 1), conditionals.DiagonalNormal(7, 2)
+        self.likelihood = conditionals.Bernoulli(3, 6)
 
-    def forward(self, context=None):
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), dist.Normal(self.loc, 1.0).to_event(1))
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", self.prior1(y))
+            z2 = pyro.sample("z2", self.prior2(y))
+            pyro.sample("x", self.likelihood(torch.cat([z1, z2], -1)), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            features = self.encoder(x, y)
+            pyro.sample("z1", self.posterior1(features))
+            pyro.sample("z2", self.posterior2(features))
 
 
 class Normalised(nn.Module):
@@ -329,7 +355,13 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "VAE linear": partial(vae, uniform(6), hidden=(), likelihood=conditionals.LearnedNormal),
     "VAE full posterior": partial(vae, bits(6), posterior=FullNormal),
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
-    "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
+    "VAE mixture prior": partial(vae, bits(6), prior=partial(priors.GaussianMixture, num_components=3, spread=0.95)),
+    "VAE Vamp prior": partial(vae, bits(6), prior=partial(priors.VampPrior, num_components=3, learn_weights=True)),
+    "VAE RealNVP prior": partial(vae, bits(6), prior=trained(priors.RealNVP, num_layers=2, hidden=(4,))),
+    "VAE spline prior": partial(vae, bits(6), prior=trained(priors.SplineFlow, num_layers=2, hidden=(4,))),
+    "VAE aggregated prior": partial(vae, bits(6), prior=partial(priors.AggregatedPosterior, points=bits(6))),
+    "VAE Laplace-Dirichlet prior": partial(vae, bits(6), prior=partial(priors.LaplaceDirichlet, concentration=0.5)),
+    "priors given labels": lambda: (Given(), (bits(6), torch.eye(3)[[2, 0, 1, 2]])),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
@@ -394,7 +426,9 @@ def one_code(known: Structure) -> bool:
 
 
 def fixed_prior(known: Structure) -> bool:
-    return one_code(known) and not any(isinstance(module, MixturePrior) for module in known.modules)
+    """One whose draws need no gradient, or have one."""
+    without = (priors.GaussianMixture, priors.VampPrior, priors.AggregatedPosterior)
+    return one_code(known) and not any(isinstance(module, without) for module in known.modules)
 
 
 def reparametrised(known: Structure) -> bool:
@@ -470,7 +504,7 @@ def test_the_table_holds_every_part_of_the_library():
     held = {type(m) for pair, _ in ALL.values() if isinstance(pair, nn.Module) for m in pair.modules()}
     for library in (models, nets, conditionals, priors):
         classes = [getattr(library, name) for name in library.__all__]
-        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional}
+        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional, priors.Flow}
         assert not missing, f"no row of PAIRS holds {missing}"
 
 

@@ -179,8 +179,8 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
-        ValueError: where the pair does not run on the batch, the sites of model and guide do not match, or the data
-            plate is missing or ambiguous.
+        ValueError: where the pair does not run on the batch, the sites of model and guide or their event shapes do not
+            match, or the data plate is missing or ambiguous.
     """
     pair = as_pair(pair)
     with contextlib.ExitStack() as stack:
@@ -314,6 +314,13 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; "
             'rename it to the model\'s site, or mark it infer={"is_auxiliary": True}'
         )
+    for name in in_model.keys() & in_guide.keys():
+        p, q = (tuple(sites[name]["fn"].event_shape) for sites in (in_model, in_guide))
+        if p != q:
+            raise ValueError(
+                f"site {name!r} has event shape {p} in the model and {q} in the guide; "
+                f"make the prior of event shape {q}, or the guide's distribution of {p}"
+            )
 
 
 def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class VAE(Pair):
         hidden: sizes of the hidden layers of the default networks, from x to z; the decoder has them reversed.
         encoder: x (..., *event_shape) to features; made by `encoder(event_shape)`. Default: an MLP, tanh.
         decoder: z (..., L) to features; made by `decoder(latent_dim, event_shape)`. Default: an MLP, tanh.
-        prior: p(z), called without arguments; made by `prior(latent_dim)`.
+        prior: p(z), called without arguments; made by `prior(latent_dim)`. One with a method `bind` is given q(z | x).
         posterior: q(z | x) of the encoder's features; made by `posterior(feature_shape, latent_dim)`.
         likelihood: p(x | z) of the decoder's features; made by `likelihood(feature_shape, event_shape)`.
 
@@ -73,6 +74,9 @@ class VAE(Pair):
         self.prior = filled("prior", prior, latent_dim)
         self.posterior = filled("posterior", posterior, feature_shape(self.encoder, event_shape), latent_dim)
         self.likelihood = filled("likelihood", likelihood, feature_shape(self.decoder, (latent_dim,)), event_shape)
+        bind = getattr(self.prior, "bind", None)  # of priors that are made of q(z | x)
+        if callable(bind):
+            bind(self.posterior_of, event_shape)
 
     def model(self, x: Tensor) -> None:
         """z ~ p(z), x | z ~ p(x | z), for each row of x."""
@@ -83,7 +87,11 @@ class VAE(Pair):
     def guide(self, x: Tensor) -> None:
         """q(z | x), for each row of x."""
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(self.encoder(x)))
+            pyro.sample("z", self.posterior_of(x))
+
+    def posterior_of(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) as a distribution, for x (..., *event_shape)."""
+        return self.posterior(self.encoder(x))
 
 
 def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
