@@ -20,6 +20,7 @@ from pyrovae.checks import (
     check,
 )
 from pyrovae.evaluation import (
+    active_layers,
     active_units,
     ais,
     bdmc,
@@ -31,6 +32,8 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     VAE,
+    HierarchicalVAE,
+    LadderVAE,
 )
 from pyrovae.models.base import (
     Pair,
@@ -106,6 +109,8 @@ __all__ = [
     "DReG",
     "Exact",
     "FreeBits",
+    "HierarchicalVAE",
+    "LadderVAE",
     "MarginalLikelihood",
     "MeanField",
     "MonteCarlo",
@@ -116,6 +121,7 @@ __all__ = [
     "Run",
     "TotalCorrelation",
     "WakeSleep",
+    "active_layers",
     "active_units",
     "ais",
     "as_pair",

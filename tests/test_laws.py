@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import VAE
+from pyrovae.models import VAE, HierarchicalVAE, LadderVAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.local import MeanField
 from pyrovae.models.rebuild import build, describe
@@ -331,6 +331,19 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
     "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "HierarchicalVAE": lambda: (HierarchicalVAE(6, (3, 2), hidden=(5,)), (bits(6),)),
+    "LadderVAE": lambda: (LadderVAE(6, (3, 2), hidden=((5,), (4,))), (bits(6),)),
+    "LadderVAE convolutional, batch norm": lambda: (
+        LadderVAE(
+            (1, 6, 5),
+            (3, 2),
+            hidden=(4,),
+            batch_norm=True,
+            encoder=partial(nets.ConvEncoder, channels=(3, 4)),
+            decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+        ),
+        (bits(1, 6, 5),),
+    ),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),

@@ -61,10 +61,6 @@ class VAE(Pair):
         super().__init__()
         event_shape = as_shape(event_shape)
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
-        if decoder is MLP:
-            raise TypeError(
-                "decoder is MLP, which takes no event_shape; leave it out and pass hidden=, or pass an MLP(...)"
-            )
         self.event_shape, self.latent_dim = event_shape, latent_dim
         self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
         self.decoder = filled(
@@ -92,6 +88,10 @@ def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
     Raises:
         TypeError: if that is no module.
     """
+    if slot == "decoder" and value is MLP:
+        raise TypeError(
+            "decoder is MLP, which takes no event_shape; leave it out and pass hidden=, or pass an MLP(...)"
+        )
     made = value if isinstance(value, nn.Module) else value(*arguments) if callable(value) else None
     if not isinstance(made, nn.Module):
         raise TypeError(f"{slot} is {value!r}, not a module nor a class that makes one; pass an nn.Module")
