@@ -31,6 +31,7 @@ from pyrovae.evaluation import (
     surgery,
 )
 from pyrovae.models import (
+    CVAE,
     VAE,
     HierarchicalVAE,
     LadderVAE,
@@ -93,6 +94,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CIWAE",
+    "CVAE",
     "ELBO",
     "IWAE",
     "MIWAE",

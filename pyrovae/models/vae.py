@@ -98,11 +98,11 @@ def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
     return made
 
 
-def feature_shape(network: nn.Module, event_shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros."""
+def feature_shape(network: nn.Module, *event_shapes: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros of each input."""
     stated = getattr(network, "feature_shape", None)
     if stated is not None:
         return tuple(stated)
     example = next(iter(network.parameters()), torch.zeros(()))
     with torch.no_grad(), evaluation_mode(network):
-        return tuple(network(example.new_zeros((1, *event_shape))).shape[1:])
+        return tuple(network(*(example.new_zeros((1, *shape)) for shape in event_shapes)).shape[1:])
