@@ -87,7 +87,7 @@ def test_mlp_is_affine_maps_and_activations():
 
 def test_batch_norm_takes_statistics_over_all_leading_dims():
     norm, plain = BatchNorm(3), nn.BatchNorm1d(3)
-    x = 2 * torch.randn(4, 5, 3) + 1
+    x = 2 * torch.randn(4, 5, 3) + 5
     out = norm(x)
     torch.testing.assert_close(out, plain(x.flatten(0, 1)).unflatten(0, (4, 5)))
     torch.testing.assert_close(out.mean((0, 1)), torch.zeros(3))
