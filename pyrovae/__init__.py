@@ -20,6 +20,7 @@ from pyrovae.checks import (
     check,
 )
 from pyrovae.evaluation import (
+    active_layers,
     active_units,
     ais,
     bdmc,
@@ -30,7 +31,10 @@ from pyrovae.evaluation import (
     surgery,
 )
 from pyrovae.models import (
+    CVAE,
     VAE,
+    HierarchicalVAE,
+    LadderVAE,
 )
 from pyrovae.models.base import (
     Pair,
@@ -90,6 +94,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CIWAE",
+    "CVAE",
     "ELBO",
     "IWAE",
     "MIWAE",
@@ -106,6 +111,8 @@ __all__ = [
     "DReG",
     "Exact",
     "FreeBits",
+    "HierarchicalVAE",
+    "LadderVAE",
     "MarginalLikelihood",
     "MeanField",
     "MonteCarlo",
@@ -116,6 +123,7 @@ __all__ = [
     "Run",
     "TotalCorrelation",
     "WakeSleep",
+    "active_layers",
     "active_units",
     "ais",
     "as_pair",

@@ -36,6 +36,7 @@ __all__ = [
     "FixedNormal",
     "LearnedNormal",
     "Multinomial",
+    "SoftplusNormal",
 ]
 
 
@@ -108,6 +109,27 @@ class DiagonalNormal(Conditional):
         """N(loc(h), scale(h)^2)."""
         loc, log_variance = self.head(features)
         scale = self.min_scale + torch.exp(log_variance / 2)
+        return dist.Normal(loc, scale).to_event(len(self.event_shape))
+
+
+class SoftplusNormal(DiagonalNormal):
+    """z ~ N(loc(h), scale(h)^2) with variance softplus(v) of the head's v, and min_scale^2 more.
+
+    Its variance grows with v no faster than v itself, where that of `DiagonalNormal` is exp(v).
+
+    Args:
+        feature_shape, event_shape, min_scale: as for `DiagonalNormal`.
+
+    Returns:
+        From `forward(features)`: a Normal over reals.
+
+    Source: Sonderby et al. 2016, https://arxiv.org/abs/1602.02282; the floor is this library's.
+    """
+
+    def forward(self, features: Tensor) -> dist.TorchDistribution:
+        """N(loc(h), softplus(v(h)) + min_scale^2)."""
+        loc, v = self.head(features)
+        scale = (softplus(v) + self.min_scale**2).sqrt()  # the floor inside: the root of 0 has no derivative
         return dist.Normal(loc, scale).to_event(len(self.event_shape))
 
 

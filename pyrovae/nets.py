@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Head", "MultiLinear", "MultiMLP", "as_shape", "leading_shape"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Head",
+    "MultiLinear",
+    "MultiMLP",
+    "as_shape",
+    "leading_shape",
+]
 
 
 def as_shape(shape: int | Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
@@ -66,6 +76,31 @@ def leading_shape(
     return x.shape[:split]
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` of vectors with any leading dims: statistics are taken over all of these, particles included.
+
+    Args:
+        num_features: length of the vector; further arguments as `nn.BatchNorm1d` takes them.
+
+    Returns:
+        From `forward(x)`: (..., num_features) of x (..., num_features).
+
+    Raises:
+        ValueError: at the call in training mode if there is only one vector, which has no variance.
+
+    Source: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
+
+    >>> BatchNorm(3)(torch.randn(5, 2, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The vectors, normalised."""
+        if self.training and x.numel() == x.size(-1):
+            raise ValueError("x has one row, which batch norm can't train on; pass a batch_size that leaves none alone")
+        return super().forward(x.reshape(-1, x.size(-1))).reshape(x.shape)
+
+
 class MLP(nn.Module):
     """Multi-layer perceptron: the flattened event, then a linear map and an activation for each hidden size.
 
@@ -76,6 +111,7 @@ class MLP(nn.Module):
         event_shape: shape of one input.
         hidden: sizes of the hidden layers.
         activation: class of the nonlinearity.
+        batch_norm: put a `BatchNorm` before each activation, in place of the linear map's bias.
 
     Returns:
         From `forward(x)`: features (..., hidden[-1]) of x (..., *event_shape).
@@ -96,13 +132,15 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: type[nn.Module] = nn.Tanh,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
         sizes = (prod(self.event_shape), *as_shape(hidden, "hidden"))
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
+            layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
+            layers += [BatchNorm(fan_out), activation()] if batch_norm else [activation()]
         self.layers = nn.Sequential(*layers)
         self.feature_shape = sizes[-1:]
 

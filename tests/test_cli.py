@@ -185,7 +185,7 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
     ("arguments", "message"),
     [
         (["fti"], "there is no command called 'fti'; did you mean fit?"),
-        (["fit", "vea"], "there is no pair called 'vea'; did you mean VAE?"),
+        (["fit", "vea"], "there is no pair called 'vea'; did you mean VAE"),
         (["fit", "vae", "--latnt_dim", "3"], "there is no flag --latnt_dim; did you mean --latent_dim"),
         (["fit", "vae", "--data", "digitz"], "there are no data called 'digitz'; did you mean digits"),
         (

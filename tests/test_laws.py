@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import VAE
+from pyrovae.models import CVAE, VAE, HierarchicalVAE, LadderVAE
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.local import MeanField
 from pyrovae.models.rebuild import build, describe
@@ -122,6 +122,17 @@ class Given(Pair):
             features = self.encoder(x, y)
             pyro.sample("z1", self.posterior1(features))
             pyro.sample("z2", self.posterior2(features))
+
+
+class Conditioned(nn.Module):
+    """Somebody's p(z | y), y of shape (1, 3)."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.layer = nn.Linear(3, latent_dim)
+
+    def forward(self, context=None):
+        return dist.Normal(self.layer(context.flatten(-2)), 1.0).to_event(1)
 
 
 class Normalised(nn.Module):
@@ -363,6 +374,24 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "VAE Laplace-Dirichlet prior": partial(vae, bits(6), prior=partial(priors.LaplaceDirichlet, concentration=0.5)),
     "priors given labels": lambda: (Given(), (bits(6), torch.eye(3)[[2, 0, 1, 2]])),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "CVAE": lambda: (CVAE(6, 2, num_classes=3, hidden=(7,)), (bits(6), torch.tensor([0, 2, 1, 2]))),
+    "CVAE learned prior": lambda: (
+        CVAE(6, 2, condition_shape=(1, 3), hidden=(7,), prior=Conditioned),
+        (bits(6), uniform(1, 3)),
+    ),
+    "HierarchicalVAE": lambda: (HierarchicalVAE(6, (3, 2), hidden=(5,)), (bits(6),)),
+    "LadderVAE": lambda: (LadderVAE(6, (3, 2), hidden=((5,), (4,))), (bits(6),)),
+    "LadderVAE convolutional, batch norm": lambda: (
+        LadderVAE(
+            (1, 6, 5),
+            (3, 2),
+            hidden=(4,),
+            batch_norm=True,
+            encoder=partial(nets.ConvEncoder, channels=(3, 4)),
+            decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+        ),
+        (bits(1, 6, 5),),
+    ),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),

@@ -138,3 +138,30 @@ def test_capacity_curves_are_the_numbers(rng):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("capacity C (nats)", "KL (nats per datum)")
     with pytest.raises(ValueError, match=r"capacity has shape \(6,\) and kl \(7, 10\)"):
         plots.capacity_curves(capacity[1:], kl)
+
+
+def test_layers_are_bars_of_each_model():
+    kl = {"ladder": {"z1": 7.5, "z2": 2.0}, "bottom up": {"z2": 0.0, "z1": 6.5}}
+    active = {"ladder": {"z1": "5 / 8", "z2": "3 / 4"}, "bottom up": {"z1": "6 / 8", "z2": "0 / 4"}}
+    ax = plots.layers(kl, active)
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    assert heights == [[7.5, 2.0], [6.5, 0.0]]
+    centres = [[bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in ax.containers]
+    np.testing.assert_allclose(centres, [[-0.2, 0.8], [0.2, 1.2]])
+    assert [text.get_text() for text in ax.texts] == ["5 / 8", "3 / 4", "6 / 8", "0 / 4"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["z1", "z2"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ladder", "bottom up"]
+    assert plots.layers({"one": {"z1": 1.0}}).get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("kl", "message"),
+    [
+        ({}, "kl is {}, wanted the layers"),
+        ({"a": {"z1": 1.0}, "b": {"z2": 1.0}}, r"kl of 'b' has the layers \['z2'\], the first \['z1'\]"),
+        ({"a": {"z1": float("nan")}}, "kl of 'a' is NaN"),
+    ],
+)
+def test_layers_that_cannot_be_drawn_are_refused(kl, message):
+    with pytest.raises(ValueError, match=message):
+        plots.layers(kl)

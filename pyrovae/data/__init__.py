@@ -7,6 +7,17 @@ Data in memory are a `Split`, a torch Dataset larger than memory is a `Stream`. 
 from pyrovae.data.datasets import load
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
-from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize
+from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
-__all__ = ["Data", "Split", "Stream", "bernoulli", "bits_per_dimension", "dequantize", "load", "match"]
+__all__ = [
+    "Data",
+    "Split",
+    "Stream",
+    "bernoulli",
+    "bits_per_dimension",
+    "dequantize",
+    "join_quadrants",
+    "load",
+    "match",
+    "quadrants",
+]

@@ -7,7 +7,7 @@ from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
-from pyrovae.evaluation.units import ActiveUnits, active_units
+from pyrovae.evaluation.units import ActiveUnits, active_layers, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Gaps",
     "Sandwich",
     "Surgery",
+    "active_layers",
     "active_units",
     "ais",
     "bdmc",

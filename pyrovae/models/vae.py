@@ -62,10 +62,6 @@ class VAE(Pair):
         super().__init__()
         event_shape = as_shape(event_shape)
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
-        if decoder is MLP:
-            raise TypeError(
-                "decoder is MLP, which takes no event_shape; leave it out and pass hidden=, or pass an MLP(...)"
-            )
         self.event_shape, self.latent_dim = event_shape, latent_dim
         self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
         self.decoder = filled(
@@ -100,17 +96,21 @@ def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
     Raises:
         TypeError: if that is no module.
     """
+    if slot == "decoder" and value is MLP:
+        raise TypeError(
+            "decoder is MLP, which takes no event_shape; leave it out and pass hidden=, or pass an MLP(...)"
+        )
     made = value if isinstance(value, nn.Module) else value(*arguments) if callable(value) else None
     if not isinstance(made, nn.Module):
         raise TypeError(f"{slot} is {value!r}, not a module nor a class that makes one; pass an nn.Module")
     return made
 
 
-def feature_shape(network: nn.Module, event_shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros."""
+def feature_shape(network: nn.Module, *event_shapes: Sequence[int]) -> tuple[int, ...]:
+    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros of each input."""
     stated = getattr(network, "feature_shape", None)
     if stated is not None:
         return tuple(stated)
     example = next(iter(network.parameters()), torch.zeros(()))
     with torch.no_grad(), evaluation_mode(network):
-        return tuple(network(example.new_zeros((1, *event_shape))).shape[1:])
+        return tuple(network(*(example.new_zeros((1, *shape)) for shape in event_shapes)).shape[1:])

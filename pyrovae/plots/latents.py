@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from pyrovae.plots.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["capacity_curves", "latent_kl", "latent_scatter", "manifold", "traversals"]
+__all__ = ["capacity_curves", "latent_kl", "latent_scatter", "layers", "manifold", "traversals"]
 
 MARKERS = "os^D"  # of the first ten classes, the second ten, ...
 
@@ -168,6 +168,41 @@ def latent_kl(kl: Values, *, threshold: float = 0.01, ax: Axes | None = None) ->
     ax.set_xlim(-0.75, len(order) - 0.25)
     draw_legend(ax, **ABOVE)
     return name_axes(ax, "dimension of z, by falling KL", "KL (nats per datum)")
+
+
+def layers(
+    kl: Mapping[str, Mapping[str, float]],
+    active: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """KL of each layer of latents as a bar, one colour a model, from the data up.
+
+    A layer that a model makes no use of has no KL; `pyrovae.elbo(pair, data).kl` has those of every site.
+
+    Args:
+        kl: for each model, by name, the KL of each layer in nats per datum: {"ladder": {"z1": 12.3, "z2": 1.5}}. Layers
+            are drawn in the order of the first model.
+        active: for each model and layer what is written above its bar, such as "12 / 64".
+    """
+    if not kl or not all(kl.values()):
+        raise ValueError(f"kl is {dict(kl)!r}, wanted the layers of one model at least; pass {{'VAE': {{'z1': 3.2}}}}")
+    sites = list(next(iter(kl.values())))
+    if other := [name for name in kl if set(kl[name]) != set(sites)]:
+        raise ValueError(f"kl of {other[0]!r} has the layers {list(kl[other[0]])}, the first {sites}; pass the same")
+    heights = {name: finite(f"kl of {name!r}", [kl[name][site] for site in sites]) for name in kl}
+    ax = axes_of(ax, max(4.0, 0.5 + 0.55 * len(sites) * len(kl)), 3.2)
+    width = 0.8 / len(kl)
+    for number, (name, values) in enumerate(heights.items()):
+        places = np.arange(len(sites)) + width * (number - (len(kl) - 1) / 2)
+        bars = ax.bar(places, values, width=0.92 * width, color=PALETTE[number % len(PALETTE)], label=name)
+        if active is not None:
+            ax.bar_label(bars, [active[name][site] for site in sites], fontsize=7, padding=2)
+    ax.set_xticks(range(len(sites)), sites)
+    ax.margins(y=0.12)
+    if len(kl) > 1:
+        draw_legend(ax, **ABOVE)
+    return name_axes(ax, "layer of latents, from the data up", "KL (nats per datum)")
 
 
 def capacity_curves(capacity: Values, kl: Values, *, ax: Axes | None = None) -> Axes:
