@@ -20,12 +20,15 @@ from pyrovae.checks import (
     check,
 )
 from pyrovae.evaluation import (
+    TiltedPair,
     active_units,
     ais,
     bdmc,
     elbo,
     expectation,
     gaps,
+    generate_from_aggregate,
+    implicit_log_likelihood,
     log_likelihood,
     surgery,
 )
@@ -122,6 +125,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Run",
+    "TiltedPair",
     "TotalCorrelation",
     "WakeSleep",
     "active_units",
@@ -138,6 +142,8 @@ __all__ = [
     "fit",
     "fit_em",
     "gaps",
+    "generate_from_aggregate",
+    "implicit_log_likelihood",
     "ledger",
     "load",
     "log_likelihood",

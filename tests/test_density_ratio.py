@@ -8,11 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import LinearGaussian
 from torch import nn
 
 from pyrovae.models import VAE
 from pyrovae.models.base import structure
-from pyrovae.objectives import DensityRatio, FactorVAE, ImplicitPrior, log_weights
+from pyrovae.objectives import ELBO, DensityRatio, FactorVAE, ImplicitPrior, log_weights
+from pyrovae.objectives.density_ratio import logistic_loss, shuffled
 from pyrovae.training import checkpoint
 from pyrovae.training import critics as critics_module
 from pyrovae.training import loop as loop_module
@@ -72,13 +74,7 @@ def test_q_has_label_1_and_the_loss_is_half_of_each():
     objective = FactorVAE(high)
     assert objective.critic is high
     of_q, of_p = high(v + 1), high(v - 1)
-    assert critic_loss(of_q, of_p) < 0.01 < 4.9 < critic_loss(of_p, of_q)
-
-
-def critic_loss(of_q, of_p):
-    from pyrovae.objectives.density_ratio import logistic_loss
-
-    return logistic_loss(of_q, of_p).item()
+    assert logistic_loss(of_q, of_p) < 0.01 < 4.9 < logistic_loss(of_p, of_q)
 
 
 def test_several_values_and_another_network():
@@ -361,3 +357,168 @@ def test_bad_critics_in_fit():
     objective = FactorVAE(ratio(), critic_optimizer=partial(torch.optim.SGD, lr=1e30))
     with pytest.raises(FloatingPointError, match="loss of the critic"):
         quietly(vae(), BITS, objective=objective, batch_size=8, max_epochs=3)
+
+
+# FactorVAE ------------------------------------------------------------------------------------------------------------
+
+
+class Gaussian(LinearGaussian):
+    """Data N(0, I), q(z | x) = N(A x, diag s^2) in the guide: the aggregate posterior is N(0, A A^T + diag s^2)."""
+
+    def __init__(self):
+        super().__init__(data_dim=3, latent_dim=2)
+        self.slope = nn.Parameter(torch.tensor([[0.9, 0.3, 0.0], [0.8, 0.0, 0.4]], dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.tensor([-1.0, -0.7], dtype=torch.float64))
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ self.slope.T, self.log_scale.exp()).to_event(1))
+
+    def aggregate(self):
+        with torch.no_grad():
+            covariance = self.slope @ self.slope.T + self.log_scale.mul(2).exp().diag()
+        return dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance)
+
+    def total_correlation(self):
+        """-1/2 log det of the correlations."""
+        covariance = self.aggregate().covariance_matrix
+        return 0.5 * (covariance.diagonal().log().sum() - covariance.logdet()).item()
+
+
+class LogRatio(nn.Module):
+    """log q(z) / p(z) of two distributions."""
+
+    def __init__(self, q, p):
+        super().__init__()
+        self.q, self.p = q, p
+
+    def forward(self, z):
+        return self.q.log_prob(z) - self.p.log_prob(z)
+
+
+def known_critics(pair):
+    q = pair.aggregate()
+    marginals = dist.Normal(q.mean, q.variance.sqrt()).to_event(1)
+    standard = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
+    return LogRatio(q, marginals), LogRatio(q, standard)
+
+
+def normal_rows(rows, seed=3):
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("make", [partial(FactorVAE, gamma=0.0), partial(ImplicitPrior, beta=0.0)])
+def test_without_weight_they_are_the_elbo_exactly(make):
+    pair, x, values = Gaussian(), normal_rows(10), []
+    beta = getattr(make(nn.Identity()), "beta", 1.0)
+    for objective in (make(DensityRatio(2).double(), 3), ELBO(3, beta=beta)):
+        pyro.set_rng_seed(0)
+        values.append(Step(pair, objective, structure(pair, x))(x).item())
+    assert values[0] == values[1]
+    assert make(nn.Identity()).is_bound == (beta == 1.0)
+
+
+def test_with_the_known_ratio_they_are_the_elbo_and_the_exact_divergences():
+    """ELBO - gamma TC, and ELBO + KL(q(z) || p(z)), the noise of the ELBO taken away by the same seed."""
+    pair, x = Gaussian(), normal_rows(40_000)
+    of_marginals, of_prior = known_critics(pair)
+    standard = dist.MultivariateNormal(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    kl = torch.distributions.kl_divergence(pair.aggregate(), standard).item()
+    wanted = {
+        "FactorVAE": (FactorVAE(of_marginals, gamma=5.0), -5.0 * pair.total_correlation()),
+        "ImplicitPrior": (ImplicitPrior(of_prior), kl),
+    }
+    for name, (objective, want) in wanted.items():
+        values = []
+        for each in (objective, ELBO()):
+            pyro.set_rng_seed(0)
+            with torch.no_grad():
+                values.append(each.per_datum(each.draw(pair, x, known=structure(pair, x))))
+        difference = values[0] - values[1]
+        error = difference.std().item() / len(x) ** 0.5
+        print(f"{name}: {difference.mean()} +- {error}, exactly {want}")
+        assert abs(difference.mean().item() - want) < 4 * error
+        assert abs(want) > 20 * error
+
+
+@pytest.mark.parametrize("make", [partial(FactorVAE, gamma=5.0), partial(ImplicitPrior, beta=0.7)])
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_gradients_are_finite_differences_with_the_critic_fixed(make, num_particles):
+    pair, x = Gaussian(), normal_rows(20)
+    torch.manual_seed(0)
+    objective = make(DensityRatio(2, hidden=(8,)).double(), num_particles)
+    step = Step(pair, objective, structure(pair, x))
+
+    def value():
+        pyro.set_rng_seed(0)
+        return step(x)
+
+    value().backward()
+    for name, parameter in pair.named_parameters():
+        direction = torch.randn_like(parameter)
+        with torch.no_grad():
+            ends = []
+            for shift in (1e-5, -2e-5, 1e-5):
+                parameter.add_(shift * direction)
+                ends.append(value().item())
+        want = (ends[0] - ends[1]) / 2e-5
+        assert (parameter.grad * direction).sum().item() == pytest.approx(want, rel=1e-6, abs=1e-7), name
+
+
+def test_the_gradient_of_the_mean_logit_is_that_of_the_total_correlation():
+    """Though the ratio's own dependence on the guide is left out, whose mean gradient is zero."""
+    pair, x = Gaussian(), normal_rows(40_000)
+    objective = FactorVAE(known_critics(pair)[0])
+    drawn = objective.draw(pair, x, known=structure(pair, x))
+    each = objective.logit(drawn.values["z"])
+    covariance = pair.slope @ pair.slope.T + pair.log_scale.mul(2).exp().diag()
+    exact = 0.5 * (covariance.diagonal().log().sum() - covariance.logdet())
+    for parameter in (pair.slope, pair.log_scale):
+        (want,) = torch.autograd.grad(exact, parameter, retain_graph=True)
+        weights = torch.eye(20, dtype=x.dtype).repeat_interleave(len(x) // 20, 0)  # means of 20 blocks of rows
+        blocks = torch.stack(
+            [torch.autograd.grad((each * w).sum() / w.sum(), parameter, retain_graph=True)[0] for w in weights.T]
+        )
+        error = blocks.std(0) / 20**0.5
+        print(blocks.mean(0), "+-", error, "exactly", want)
+        assert ((blocks.mean(0) - want).abs() < 4 * error).all()
+        assert (want.abs() > 4 * error).any()
+
+
+def test_shuffled_takes_each_dim_from_another_row():
+    torch.manual_seed(0)
+    z = torch.arange(7)[:, None] + 100 * torch.arange(4)
+    got = [shuffled(z) for _ in range(200)]
+    for each in got:
+        assert torch.equal(each // 100, z // 100), "dims changed places"
+        assert all(torch.equal(column.sort().values, row) for column, row in zip(each.T, z.T, strict=True))
+        assert all(len(set(row)) == 4 for row in (each % 100).tolist())
+    pairs = {(int(row[0]), int(row[1]) - 100) for each in got for row in each}
+    assert pairs == {(i, j) for i in range(7) for j in range(7) if i != j}
+
+
+@pytest.mark.parametrize("name", ["FactorVAE", "ImplicitPrior"])
+def test_a_trained_critic_finds_the_divergence(name):
+    """By `critic_loss` alone, on what the objective draws: the label, and what is shuffled, show in the sign."""
+    pair = Gaussian()
+    torch.manual_seed(0)
+    critic = DensityRatio(2, hidden=(32, 32)).double()
+    objective = {"FactorVAE": FactorVAE, "ImplicitPrior": ImplicitPrior}[name](critic)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
+    known = structure(pair, normal_rows(500))
+    for number in range(500):
+        optimizer.zero_grad()
+        objective.critic_loss(pair, normal_rows(500, seed=number), known=known).backward()
+        optimizer.step()
+        schedule.step()
+    want = known_critics(pair)[name == "ImplicitPrior"]
+    with torch.no_grad():
+        z = pair.aggregate().sample((20_000,))
+        error, mean = (critic(z) - want(z)).abs().mean().item(), critic(z).mean().item()
+    print(f"mean {mean}, exactly {want(z).mean()}; mean absolute error {error}")
+    assert mean == pytest.approx(want(z).mean().item(), abs=0.05)
+    assert error < 0.1
+    if name == "FactorVAE":
+        assert mean == pytest.approx(pair.total_correlation(), abs=0.05)
+        assert mean > 0.2

@@ -289,8 +289,8 @@ class ImplicitPrior(RatioObjective):
 
     The critic tells draws of q(z | x) from the pair's own p(z), so that p(z) should be close: a standard normal, say.
     The gradient needs none of log q(z) itself, which vanishes in the mean. The pair alone does not know its prior
-    p(z) exp T(z): evaluate `implicit_prior_pair(pair, critic)`, and draw with `generate_from_aggregate`. The value is
-    no bound on log p(x), and in validation an estimate by the critic of that epoch, on data that q(z) does not hold.
+    p(z) exp T(z): `pyrovae.implicit_log_likelihood` has its likelihood, `generate_from_aggregate` its draws. The value
+    is no bound on log p(x), and in validation an estimate by the critic of that epoch, on data that q(z) does not hold.
 
     Args:
         critic: of z, flattened to (L,): `DensityRatio(L)`. The paper's has three layers of 500, tanh, with dropout.
