@@ -11,6 +11,7 @@ import torch
 from exact import LinearGaussian
 from torch import nn
 
+from pyrovae import conditionals
 from pyrovae.models import VAE
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, DensityRatio, FactorVAE, ImplicitPrior, log_weights
@@ -19,8 +20,10 @@ from pyrovae.training import checkpoint
 from pyrovae.training import critics as critics_module
 from pyrovae.training import loop as loop_module
 from pyrovae.training.compiled import CompiledUpdate, interpreted
+from pyrovae.training.em import fit_em
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback
+from pyrovae.training.runs import load
 from pyrovae.training.step import Step
 
 BITS = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)).round()
@@ -217,6 +220,25 @@ def test_an_update_of_one_leaves_the_other_bit_for_bit(name, monkeypatch):
         assert same(critic_before, critic_after)
 
 
+def test_the_critic_has_batches_of_its_own(monkeypatch):
+    """Passes over all rows in other orders than the pair's, one after the other."""
+    x, seen = torch.arange(12.0)[:, None].expand(-1, 4) / 12, {"pair": [], "critic": []}
+    for cls, name in ((Step, "pair"), (critics_module.CriticStep, "critic")):
+
+        def look(self, x, forward=cls.forward, name=name):
+            seen[name].append(x[:, 0])
+            return forward(self, x)
+
+        monkeypatch.setattr(cls, "forward", look)
+    pair = vae(likelihood=conditionals.LearnedNormal)
+    quietly(pair, x, objective=FactorVAE(ratio(), critic_steps=3), batch_size=5, max_epochs=2)
+    passes = {name: torch.cat(batches).split(12) for name, batches in seen.items()}
+    assert {name: len(orders) for name, orders in passes.items()} == {"pair": 2, "critic": 6}
+    orders = [order for each in passes.values() for order in each]
+    assert all(torch.equal(order.sort().values, x[:, 0]) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 8
+
+
 @owners
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_captured_updates_are_the_eager_ones(name, precision, monkeypatch, recwarn):
@@ -279,7 +301,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, stop, tmp_path):
     assert any(name.startswith("best/objective/critic.") for name in kept.parameters)
 
 
-def test_the_best_epoch_has_its_own_critic():
+def test_the_best_epoch_has_its_own_critic(tmp_path):
     objective, pair, critics = OWNERS["FactorVAE"](), vae(), []
     keep = lambda run: critics.append(state(run.objective.critic))  # noqa: E731
     run = quietly(
@@ -292,10 +314,16 @@ def test_the_best_epoch_has_its_own_critic():
         patience=2,
         validation=0.25,
         callbacks=[keep],
+        out=tmp_path / "run",
     )
     assert run.best_epoch < run.epoch
     assert same(state(objective.critic), critics[run.best_epoch - 1])
     assert not same(state(objective.critic), critics[-1])
+    loaded = ratio(seed=5)
+    load(run.out, vae(seed=5), critic=loaded)
+    assert same(state(loaded), state(objective.critic))
+    with pytest.raises(ValueError, match="do not have the same parameters"):
+        load(run.out, vae(), critic=nn.Linear(2, 1))
 
 
 @owners
@@ -352,6 +380,8 @@ def test_bad_arguments(make, error, words):
 
 
 def test_bad_critics_in_fit():
+    with pytest.raises(ValueError, match="FactorVAE owns a critic"):
+        fit_em(vae(), BITS, objective=FactorVAE(ratio()))
     with pytest.raises(TypeError, match="critic_optimizer made a list"):
         quietly(vae(), BITS, objective=FactorVAE(ratio(), critic_optimizer=list))
     objective = FactorVAE(ratio(), critic_optimizer=partial(torch.optim.SGD, lr=1e30))
