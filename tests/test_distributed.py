@@ -28,7 +28,7 @@ import pyrovae
 from pyrovae.data import Split, Stream
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair
-from pyrovae.objectives import ELBO, IWAE, Beta, DReG
+from pyrovae.objectives import ELBO, IWAE, Beta, DensityRatio, DReG, RatioObjective
 from pyrovae.training import loop as loop_module
 from pyrovae.training.checkpoint import latest, read
 from pyrovae.training.fit import fit
@@ -253,6 +253,20 @@ def lazy_pair(start):
     return model, guide
 
 
+class Compared(RatioObjective):
+    """A critic that tells the guide's z, whose noise is data, from the noise: two updates before each of the pair."""
+
+    def __init__(self):
+        super().__init__(DensityRatio(1, hidden=(4,)), 2, critic_steps=2)
+
+    def samples(self, pair, *batch, known):
+        z = pyro.poutine.trace(pair.guide).get_trace(*batch).nodes["z"]["value"]
+        return (z[:, None],), (batch[1][:, :1],)
+
+    def per_datum(self, drawn):
+        return (drawn.elbo() - self.logit(drawn.values["z"][..., None])).mean(0)
+
+
 REALS = torch.randn(11, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 BITS = torch.rand(24, 4, generator=torch.Generator().manual_seed(0)).round()
 
@@ -265,14 +279,14 @@ def vae():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("objective", [ELBO(2), IWAE(3), DReG(3), Beta(0.3, rate=0.1), Trace_ELBO()])
+@pytest.mark.parametrize("objective", [ELBO(2), IWAE(3), DReG(3), Beta(0.3, rate=0.1), Compared(), Trace_ELBO()])
 def test_gradients_are_those_of_the_whole_batch(objective, dtype, tolerance, tmp_path):
     """Batches of 4, 4 and 3 rows of 11: the last one splits unevenly, and its mean is not the mean of two means."""
     pair, data = pair_and_data(11, dtype)
     each = values(together(lambda _: trained(pair, data, objective=objective), tmp_path))
     alone = trained(pair, data, objective=objective)
     assert len(alone["gradients"]) == 6
-    for name, value in alone["buffers"].items():  # a learned beta
+    for name, value in alone["buffers"].items():  # a learned beta, a critic
         np.testing.assert_allclose(each[0]["buffers"][name], value, atol=tolerance)
     for rank, process in enumerate(each):
         check_equal(alone, process, tolerance)

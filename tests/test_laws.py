@@ -38,8 +38,11 @@ from pyrovae.objectives import (
     VIMCO,
     Beta,
     Capacity,
+    DensityRatio,
     DReG,
+    FactorVAE,
     FreeBits,
+    ImplicitPrior,
     MarginalLikelihood,
     Objective,
     Renyi,
@@ -454,6 +457,11 @@ def one_code(known: Structure) -> bool:
     return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
 
 
+def two_dims(known: Structure) -> bool:
+    """What the critics in the table take."""
+    return one_code(known) and "slope" not in known.parameters
+
+
 def fixed_prior(known: Structure) -> bool:
     """One whose draws need no gradient, or have one."""
     without = (priors.GaussianMixture, priors.VampPrior, priors.AggregatedPosterior)
@@ -480,6 +488,8 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "wake-sleep": (partial(WakeSleep, 2), dreams),
     "total correlation": (partial(TotalCorrelation, 2, beta=3.0, data_size=50), one_code),
     "MMD": (partial(MMD, 2), fixed_prior),
+    "FactorVAE": (partial(FactorVAE, DensityRatio(2, hidden=(8,)), 2, gamma=3.0), two_dims),
+    "implicit optimal prior": (partial(ImplicitPrior, DensityRatio(2, hidden=(8,)), 2), two_dims),
     "Renyi 0.5": (partial(Renyi, 0.5, 3), local),
     "MIWAE 2 x 3": (partial(MIWAE, 6, num_groups=2), local),
     "PIWAE 2 x 2": (partial(PIWAE, 4, num_groups=2), reparametrised),

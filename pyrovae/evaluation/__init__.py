@@ -4,6 +4,12 @@ from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
+from pyrovae.evaluation.implicit_prior import (
+    ImplicitLikelihood,
+    TiltedPair,
+    generate_from_aggregate,
+    implicit_log_likelihood,
+)
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
@@ -16,8 +22,10 @@ __all__ = [
     "Estimate",
     "Expectation",
     "Gaps",
+    "ImplicitLikelihood",
     "Sandwich",
     "Surgery",
+    "TiltedPair",
     "active_layers",
     "active_units",
     "ais",
@@ -28,6 +36,8 @@ __all__ = [
     "expectation",
     "gaps",
     "generate",
+    "generate_from_aggregate",
+    "implicit_log_likelihood",
     "interpolate",
     "log_likelihood",
     "manifold",

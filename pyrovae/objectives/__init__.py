@@ -15,6 +15,12 @@ from pyrovae.objectives.constrained import (
     Capacity,
     FreeBits,
 )
+from pyrovae.objectives.density_ratio import (
+    DensityRatio,
+    FactorVAE,
+    ImplicitPrior,
+    RatioObjective,
+)
 from pyrovae.objectives.elbo import (
     ELBO,
 )
@@ -64,11 +70,15 @@ __all__ = [
     "Beta",
     "Capacity",
     "DReG",
+    "DensityRatio",
+    "FactorVAE",
     "FreeBits",
+    "ImplicitPrior",
     "Ledger",
     "MarginalLikelihood",
     "Objective",
     "Posterior",
+    "RatioObjective",
     "Renyi",
     "ReweightedWakeSleep",
     "Term",

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import pyro.infer
 import torch
 from pyro.infer.enum import get_importance_trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.models.base import Functions, Structure, structure
 from pyrovae.objectives.weights import Ledger, Term, ledger
@@ -36,11 +36,13 @@ class Objective(pyro.infer.ELBO):
         is_bound: whether the value is a lower bound on log p(x), whatever the pair.
         couples_rows: whether a datum's value depends on the other rows of its batch.
         reparametrised: whether its gradient for the guide goes through the samples, which discrete sites do not let by.
+        critic: a module of its own that is trained by turns with the pair, see `density_ratio.RatioObjective`; or None.
     """
 
     is_bound = True
     couples_rows = False
     reparametrised = True
+    critic: nn.Module | None = None
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None):
         if not isinstance(num_particles, int) or num_particles < 1:
@@ -50,8 +52,9 @@ class Objective(pyro.infer.ELBO):
         self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Structure]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        arguments = inspect.signature(type(self)).parameters
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in arguments)})"
+        values = ((name, repr(getattr(self, name))) for name in inspect.signature(type(self)).parameters)
+        words = [f"{name}={' '.join(value.split())}" for name, value in values]  # a module's are of several lines
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def draw(self, pair: Any, *batch: Any, known: Structure) -> Ledger:
         """K particles of a pair on a batch."""
@@ -84,12 +87,12 @@ class Objective(pyro.infer.ELBO):
     @property
     def buffers(self) -> dict[str, Tensor]:
         """What the objective has learned so far and can't compute anew: part of a checkpoint."""
-        return {
-            f"{name}.{key}": buffer
-            for name, schedule in self.schedules.items()
-            if not hasattr(schedule, "at")
-            for key, buffer in schedule.named_buffers()
-        }
+        learned = {name: schedule for name, schedule in self.schedules.items() if not hasattr(schedule, "at")}
+        buffers = {f"{name}.{key}": buffer for name, part in learned.items() for key, buffer in part.named_buffers()}
+        if self.critic is not None:
+            state = [*self.critic.named_parameters(), *self.critic.named_buffers()]
+            buffers |= {f"critic.{key}": tensor for key, tensor in state}
+        return buffers
 
     def for_validation(self) -> Objective:
         """What to validate with: this objective, its schedules at their end."""

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyrovae.models.base import Structure
 from pyrovae.objectives.base import Objective
 from pyrovae.objectives.draws import Term
 from pyrovae.objectives.particles import PARTICLES
 from pyrovae.objectives.weights import Ledger
 
-__all__ = ["Decomposition", "TotalCorrelation", "code_site", "decomposition", "stratified", "weighted"]
+__all__ = ["Decomposition", "TotalCorrelation", "code_name", "code_site", "decomposition", "stratified", "weighted"]
 
 Estimator = Callable[[Tensor, int], Tensor]
 
@@ -118,6 +119,20 @@ def _pairwise(draw: Any, name: str) -> Tensor:
     return log_q.permute(3, 1, 0, 2)
 
 
+def code_name(known: Structure) -> str:
+    """Name of the one latent site that each datum has.
+
+    Raises:
+        ValueError: where there is another number of them.
+    """
+    if len(known.latent) != 1 or known.global_latent or known.enumerated:
+        raise ValueError(
+            f"the model has the latent sites {list(known.latent)}, of which {list(known.global_latent)} are global and "
+            f"{list(known.enumerated)} enumerated; an aggregate posterior needs one sampled site per datum"
+        )
+    return known.latent[0]
+
+
 def code_site(drawn: Ledger, *, independent: bool = True) -> Term:
     """The guide's term of the one latent site that each datum has.
 
@@ -129,11 +144,7 @@ def code_site(drawn: Ledger, *, independent: bool = True) -> Term:
         ValueError: where there are several, or where it is enumerated, masked, in a nested plate, or of dependent dims.
     """
     known = drawn.known
-    if len(known.latent) != 1 or known.global_latent or known.enumerated:
-        raise ValueError(
-            f"the model has the latent sites {list(known.latent)}, of which {list(known.global_latent)} are global and "
-            f"{list(known.enumerated)} enumerated; an aggregate posterior needs one sampled site per datum"
-        )
+    code_name(known)
     guide = [term for term in drawn.terms if term.kind == "guide"]
     if len(guide) != 1:
         raise ValueError(f"the guide has the sites {[t.name for t in guide]}, whose density is that of no one site")

@@ -270,7 +270,8 @@ def fit_em(
         With `Exact` it is -log p(x) of the parameters before the epoch.
 
     Raises:
-        ValueError: where an E-step does not suit the pair, naming the site or the parameters.
+        ValueError: where an E-step does not suit the pair, naming the site or the parameters; for an objective that
+            owns a critic.
         FloatingPointError: if F stops being finite.
 
     Source: Dempster, Laird & Rubin 1977; Neal & Hinton 1998; Hoffman et al. 2013.
@@ -289,6 +290,8 @@ def fit_em(
     True
     """
     pair = as_pair(pair)
+    if getattr(objective, "critic", None) is not None:
+        raise ValueError(f"{type(objective).__name__} owns a critic, which fit_em does not train; use pyrovae.fit")
     rows = match(data, pair.model)
     batch_size = len(rows) if batch_size is None else batch_size
     whole = batch_size == len(rows)

@@ -78,7 +78,8 @@ def fit(
         pair: see `pyrovae.as_pair`.
         data: `pyrovae.data.Data` (its validation split is used), or a tensor, tuple or dict of tensors, Split or torch
             Dataset; see `pyrovae.data.match`.
-        objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
+        objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`. A critic that it owns
+            is trained too, by turns with the pair and in place, see `pyrovae.RatioObjective`.
         max_epochs: passes over the data.
         batch_size: rows per step, of all processes together, by default 128 or all; the last batch of an epoch may be
             smaller. A model that subsamples by itself gets all rows in each step instead.
@@ -86,7 +87,7 @@ def fit(
         optimizer: called as `optimizer(parameters, lr=lr)`; a torch optimizer class or a partial of one.
             Default: Adam.
         schedule: called as `schedule(optimizer)`; a torch learning-rate scheduler, stepped once an epoch.
-        clip_norm: largest norm of all gradients together.
+        clip_norm: largest norm of all gradients together; of a critic's likewise.
         validation: data to validate on after each epoch, or a fraction of the rows to hold out; False for none.
         patience: end after this many epochs without a lower validation loss, and restore the best parameters.
         plate: name of the data plate, where it is not plain.
@@ -203,7 +204,7 @@ def _in_workers(arguments: dict[str, Any], device: torch.device) -> Run:
         out = arguments["out"] or temporary
         kept = {**arguments, "out": out, "devices": None, "strategy": "auto"}
         interrupted = in_workers(_work, kept, arguments["devices"], arguments["strategy"], device)
-        run = load(out, arguments["pair"])
+        run = load(out, arguments["pair"], critic=getattr(arguments["objective"], "critic", None))
     run.interrupted, run.out = interrupted, None if arguments["out"] is None else run.out
     return run
 

@@ -7,13 +7,17 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["History"]
+__all__ = ["Epoch", "History"]
 
 NUMBER = re.compile(r"-?(inf|nan|[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?)", re.ASCII)
 
@@ -178,3 +182,27 @@ def _number(name: str, value: SupportsFloat) -> float:
 def _check_name(name: str) -> None:
     if not name or not name.isprintable() or name != name.strip() or "," in name or '"' in name:
         raise ValueError(f"column name {name!r} does not fit a CSV header; leave out commas, quotes and outer blanks")
+
+
+@dataclass
+class Epoch:
+    """The epoch under way: how far it is, and the sum of its losses, which stay on the device until `read()`."""
+
+    steps: int = 0
+    rows: int = 0
+    total: float = 0.0
+    unread: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def add(self, loss: Tensor, rows: int) -> None:
+        """Take up the loss of a step, a mean over rows."""
+        self.steps += 1
+        self.unread.append((loss, rows))
+
+    def read(self) -> list[float]:
+        """The losses since the last look, waited for."""
+        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
+        for loss, (_, rows) in zip(losses, self.unread, strict=True):
+            self.total += loss * rows
+            self.rows += rows
+        self.unread = []
+        return losses

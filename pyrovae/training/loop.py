@@ -7,7 +7,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyrovae.data import Split, Stream
+from pyrovae.data.seeds import CRITIC, derived_seed
 from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
 from pyrovae.objectives import Objective, ledger
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
-from pyrovae.training.history import History
+from pyrovae.training.critics import CriticTraining, critic_of
+from pyrovae.training.history import Epoch, History
 from pyrovae.training.processes import Processes
 from pyrovae.training.progress import Progress, interruptible
 from pyrovae.training.step import Step
@@ -114,7 +117,8 @@ class Loop:
         self.in_store = set(pyro.get_param_store().keys())
         self.watched = 0  # the step at which a compiled update was last compared with an eager one
         self.best: dict[str, Tensor] = {}
-        self.in_epoch = _Epoch()
+        self.in_epoch = Epoch()
+        self.critic: CriticTraining | None = None
 
     def optimize(
         self,
@@ -137,10 +141,11 @@ class Loop:
             )
         self.optimizer = made
         self.scheduler = None if schedule is None else schedule(self.optimizer)
-        update = CompiledUpdate if compiled else Update
-        self.update = update(
-            self.step, self.optimizer, clip_norm=clip_norm, autocast=autocast, processes=self.processes
-        )
+        kind = CompiledUpdate if compiled else Update
+        make_update: Any = partial(kind, clip_norm=clip_norm, autocast=autocast, processes=self.processes)
+        self.update: Update = make_update(self.step, self.optimizer)
+        if critic_of(self.step.objective):
+            self.critic = CriticTraining(self.step, self._critic_batches, self.steps_per_epoch, make_update)
 
     def synchronize(self) -> None:
         """Start all processes from the values of process 0, each with random numbers of its own."""
@@ -209,12 +214,16 @@ class Loop:
         if isinstance(self.update, CompiledUpdate) and run.step >= self.watched + READ_EVERY:
             self.update.watch()
             self.watched = run.step
+            if self.critic:
+                self.critic.watch()
         per_step = [callback for callback in callbacks if isinstance(callback, Callback)]
-        for batch in self._batches(skip=epoch.steps):
+        for batch in self._batches(run.seed, run.epoch, epoch.steps):
             for schedule in self.schedules.values():
                 schedule.update(run.epoch + epoch.steps / self.steps_per_epoch)
             # Pyro checks every value at every site: once through the data is enough.
             with pyro.validation_enabled(run.epoch == 0):
+                if self.critic:
+                    self.critic.learn(run.step)
                 loss = self.update(*batch)
             run.step += 1
             epoch.add(loss, len(batch[0]) if self.processes.size == 1 else self._rows(epoch.steps))
@@ -228,13 +237,17 @@ class Loop:
                 break
         self._read(batch)
 
-    def _batches(self, skip: int) -> Iterator[tuple[Tensor, ...]]:
+    def _batches(self, seed: int, epoch: int, skip: int) -> Iterator[tuple[Tensor, ...]]:
         if self.subsamples_itself:
             for _ in range(skip, self.steps_per_epoch):
                 yield next(self.train_data.sequential(len(self.train_data)))
         else:
-            order = {"seed": self.run.seed, "epoch": self.run.epoch, "skip": skip}
+            order = {"seed": seed, "epoch": epoch, "skip": skip}
             yield from self.train_data.batches(self.batch_size, **order, part=self.part)
+
+    def _critic_batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, ...]]:
+        """The same data in another order: the pair is never judged on the rows that its critic has just seen."""
+        return self._batches(derived_seed(self.run.seed, CRITIC), epoch, skip)
 
     def _rows(self, step: int) -> int:
         """Rows of a batch of the epoch, all processes together."""
@@ -249,12 +262,14 @@ class Loop:
             if row["validation_loss"] < run.best_loss:
                 run.best_loss, run.best_epoch = row["validation_loss"], run.epoch + 1
                 self.best = self._snapshot() if patience is not None else {}
+        if self.critic:
+            row["critic_loss"] = self.critic.end_epoch()
         row |= {name: schedule.value.item() for name, schedule in self.schedules.items()}
         run.history.append(**row, lr=self.optimizer.param_groups[0]["lr"], seconds=run.seconds)
         if self.scheduler is not None:
             self.scheduler.step()
         run.epoch += 1
-        self.in_epoch = _Epoch()
+        self.in_epoch = Epoch()
         self.processes.check_alike(self.state.values())
         run.stopping |= self._out_of_patience(patience)
 
@@ -289,6 +304,8 @@ class Loop:
 
     def _read(self, batch: tuple[Tensor, ...]) -> None:
         """Wait for the losses since the last look, and stop if one is not finite."""
+        if self.critic:
+            self.critic.read()
         first = self.run.step - len(self.in_epoch.unread)
         losses = self.in_epoch.read()
         bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
@@ -352,8 +369,12 @@ class Loop:
             "history": run.history.rows,
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "eager_because": self.update.failure,
+            "critic": self.critic.state() if self.critic else None,
         }
-        kept = checkpoint.Checkpoint({**tensors, **best}, self.optimizer.state_dict(), random, state, run.config)
+        optimizer = self.optimizer.state_dict()
+        if self.critic:
+            optimizer["critic"] = self.critic.optimizer.state_dict()
+        kept = checkpoint.Checkpoint({**tensors, **best}, optimizer, random, state, run.config)
         checkpoint.save(kept, out / "checkpoints", step=run.step)
         run.history.to_csv(out / "history.csv")
 
@@ -378,13 +399,15 @@ class Loop:
                 )
         self._restore({name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")})
         self.best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
+        if self.critic:
+            self.critic.resume(kept.state["critic"], kept.optimizer.pop("critic"))
         self.optimizer.load_state_dict(kept.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(kept.state["scheduler"])
         self.update.failure, self.update.begun = kept.state.get("eager_because"), True
         run.step, run.epoch, run.seconds = kept.state["step"], kept.state["epoch"], kept.state["seconds"]
         run.best_epoch, run.best_loss = kept.state["best"]
-        self.in_epoch = _Epoch(*kept.state["in_epoch"])
+        self.in_epoch = Epoch(*kept.state["in_epoch"])
         run.history = History(kept.state["history"])
         checkpoint.set_random_state(self.processes.own_states(kept.random))
         self.processes.check_same({"step of the checkpoint": run.step})
@@ -408,25 +431,3 @@ class Loop:
 
     def _restore(self, snapshot: dict[str, Tensor]) -> None:
         checkpoint.load_state(self.state, snapshot)
-
-
-@dataclass
-class _Epoch:
-    """The epoch under way: how far it is, and the sum of its losses."""
-
-    steps: int = 0
-    rows: int = 0
-    total: float = 0.0
-    unread: list[tuple[Tensor, int]] = field(default_factory=list)
-
-    def add(self, loss: Tensor, rows: int) -> None:
-        self.steps += 1
-        self.unread.append((loss, rows))
-
-    def read(self) -> list[float]:
-        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
-        for loss, (_, rows) in zip(losses, self.unread, strict=True):
-            self.total += loss * rows
-            self.rows += rows
-        self.unread = []
-        return losses

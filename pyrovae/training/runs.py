@@ -18,14 +18,17 @@ from pyrovae.training.step import OBJECTIVE
 
 __all__ = ["load"]
 
+CRITIC = f"{OBJECTIVE}critic."
 
-def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
+
+def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module | None = None) -> Run:
     """The run that `fit(..., out=folder)` returned, from its newest checkpoint, on the CPU.
 
     Args:
         folder: the run's.
         pair: the pair that was fitted, which gets the parameters. Pairs of the library are rebuilt from their name and
             arguments where it is left out; somebody's own has to be passed: no file says what to import.
+        critic: a module like the critic of the run's objective, which gets its parameters.
 
     Raises:
         FileNotFoundError: where the folder has no checkpoint.
@@ -46,8 +49,8 @@ def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
     pair = as_pair(pair)
     best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
     last = {name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")}
-    values = best if state["returns_best"] else last
-    values = {name: tensor for name, tensor in values.items() if not name.startswith(OBJECTIVE)}
+    kept_values = best if state["returns_best"] else last
+    values = {name: tensor for name, tensor in kept_values.items() if not name.startswith(OBJECTIVE)}
     floating = [tensor.dtype for tensor in values.values() if tensor.is_floating_point()]
     for part in pair if isinstance(pair, tuple) else [pair]:
         if isinstance(part, nn.Module) and floating:
@@ -55,6 +58,10 @@ def load(folder: str | os.PathLike[str], pair: Any = None) -> Run:
     example = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["batch"]]
     known = structure(pair, *example, plate=config["plate"])
     checkpoint.load_state({**known.parameters, **known.buffers}, values)
+    if critic is not None:
+        of_critic = {n.removeprefix(CRITIC): tensor for n, tensor in kept_values.items() if n.startswith(CRITIC)}
+        critic.to(next(iter(of_critic.values()), torch.zeros(())).dtype)
+        checkpoint.load_state({**dict(critic.named_parameters()), **dict(critic.named_buffers())}, of_critic)
     return Run(
         pair=pair,
         objective=config["objective"],

@@ -62,12 +62,14 @@ class Step(nn.Module):
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
             in_a_plate = self.objective.vectorize_particles and self.objective.num_particles > 1
             self.objective.max_plate_nesting = known.max_plate_nesting + in_a_plate
-        if isinstance(self.objective, Objective) and self.objective.schedules:
+        critic = self.objective.critic if isinstance(self.objective, Objective) else None
+        if isinstance(self.objective, Objective) and (self.objective.schedules or critic is not None):
             like = next(p for p in known.parameters.values() if p.is_floating_point())
-            for schedule in self.objective.schedules.values():
-                schedule.to(like)
+            for part in (*self.objective.schedules.values(), *filter(None, [critic])):
+                part.to(like)
             own_state = {f"{OBJECTIVE}{name}": tensor for name, tensor in self.objective.buffers.items()}
-            known = dataclasses.replace(known, buffers={**known.buffers, **own_state})
+            modules = dict.fromkeys([*known.modules, *(critic.modules() if critic is not None else ())])
+            known = dataclasses.replace(known, buffers={**known.buffers, **own_state}, modules=tuple(modules))
         self.known = known
         # Those of plain functions are in Pyro's store, as tensors that are no nn.Parameter.
         for held, tensors, own in (
