@@ -31,6 +31,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     VAE,
+    NormalizingFlow,
 )
 from pyrovae.models.base import (
     Pair,
@@ -109,6 +110,7 @@ __all__ = [
     "MarginalLikelihood",
     "MeanField",
     "MonteCarlo",
+    "NormalizingFlow",
     "Objective",
     "Pair",
     "Renyi",
