@@ -1,4 +1,4 @@
-"""A normalizing flow trained as the VAE that it is, and by maximum likelihood: one trajectory.
+"""A normalizing flow trained as the VAE that it is, and by maximum likelihood: trajectories that rounding alone parts.
 
     python -m examples.flow_as_vae
 
@@ -21,8 +21,16 @@ from pyrovae.conditionals import LearnedNormal
 from pyrovae.models.flow import AffineCoupling, SplineCoupling
 
 RESULTS = Path(__file__).parent / "results"
-SEED, EPOCHS = 0, 100
-FIT = {"max_epochs": EPOCHS, "batch_size": 200, "lr": 3e-3, "seed": SEED, "progress": False, "compile": False}
+SEED, EPOCHS = 0, 60
+FIT = {
+    "max_epochs": EPOCHS,
+    "batch_size": 200,
+    "lr": 3e-3,
+    "seed": SEED,
+    "progress": False,
+    "compile": False,
+    "precision": "float64",
+}
 
 
 def moons(count: int, seed: int) -> Tensor:
@@ -31,7 +39,7 @@ def moons(count: int, seed: int) -> Tensor:
     angle, side = math.pi * torch.rand(count, generator=generator), torch.rand(count, generator=generator) < 0.5
     first = torch.where(side, angle.cos(), 1 - angle.cos()), torch.where(side, angle.sin(), 0.5 - angle.sin())
     noise = 0.1 * torch.randn(count, 2, generator=generator)
-    return (torch.stack(first, 1) + noise - torch.tensor([0.5, 0.25])) / torch.tensor([0.87, 0.5])
+    return ((torch.stack(first, 1) + noise - torch.tensor([0.5, 0.25])) / torch.tensor([0.87, 0.5])).double()
 
 
 class Direct(pv.Pair):
@@ -62,7 +70,7 @@ def made(coupling) -> pv.NormalizingFlow:
 
 def main() -> None:
     train, test = moons(2000, 0), moons(2000, 1)
-    axis = torch.linspace(-3, 3, 241)
+    axis = torch.linspace(-3, 3, 241, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     axes = iter(figure.subplots(1, 4))

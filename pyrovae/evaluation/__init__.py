@@ -5,6 +5,7 @@ from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
+from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
 from pyrovae.evaluation.units import ActiveUnits, active_units
@@ -16,11 +17,13 @@ __all__ = [
     "Estimate",
     "Expectation",
     "Gaps",
+    "PriorComparison",
     "Sandwich",
     "Surgery",
     "active_units",
     "ais",
     "bdmc",
+    "compare_priors",
     "decode",
     "elbo",
     "encode",
