@@ -266,16 +266,18 @@ def _log_q(posteriors: Sequence[Distribution], points: Tensor) -> Tensor:
     try:
         return torch.cat([q.log_prob(points).double() for q in posteriors], 1)
     except (KeyError, NotImplementedError) as error:  # a flow that is no inverse but of what it has just drawn
+        said = " ".join(str(error).split())[:120]
         raise ValueError(
-            f"log q(z | x) can't be computed at what was drawn for another datum ({' '.join(str(error).split())[:120]}),"
-            " which the aggregate takes; use transforms with an inverse"
+            f"log q(z | x) can't be computed at what was drawn for another datum ({said}), which the aggregate takes; "
+            "use transforms with an inverse"
         ) from error
 
 
 def _log_prior(prior: Distribution, points: Tensor) -> Tensor:
     """log p(z) of points (S, *event), (S,); the prior has a batch of B equal rows, over which these are laid.
 
-    With a batch shape (B, L) of single numbers, log p(z_j), (S, L). Each point at each row would cost B times as much, which a prior of many components has no memory for.
+    With a batch shape (B, L) of single numbers, log p(z_j), (S, L). Each point at each row would cost B times as much,
+    which a prior of many components has no memory for.
     """
     rows = prior.batch_shape[0]
     missing = -len(points) % rows
