@@ -25,6 +25,7 @@ from pyrovae.evaluation import (
     active_units,
     ais,
     bdmc,
+    compare_priors,
     elbo,
     expectation,
     gaps,
@@ -38,6 +39,7 @@ from pyrovae.models import (
     VAE,
     HierarchicalVAE,
     LadderVAE,
+    NormalizingFlow,
 )
 from pyrovae.models.base import (
     Pair,
@@ -126,6 +128,7 @@ __all__ = [
     "MarginalLikelihood",
     "MeanField",
     "MonteCarlo",
+    "NormalizingFlow",
     "Objective",
     "Pair",
     "RatioObjective",
@@ -141,6 +144,7 @@ __all__ = [
     "as_pair",
     "bdmc",
     "check",
+    "compare_priors",
     "conditionals",
     "data",
     "distributions",

@@ -36,7 +36,7 @@ from pyrovae.training.schedules import Linear
 
 __all__ = ["main"]
 
-SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood")
+SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling")
 BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
 LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 

@@ -11,6 +11,7 @@ from pyrovae.evaluation.implicit_prior import (
     implicit_log_likelihood,
 )
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
+from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
 from pyrovae.evaluation.units import ActiveUnits, active_layers, active_units
@@ -23,6 +24,7 @@ __all__ = [
     "Expectation",
     "Gaps",
     "ImplicitLikelihood",
+    "PriorComparison",
     "Sandwich",
     "Surgery",
     "TiltedPair",
@@ -30,6 +32,7 @@ __all__ = [
     "active_units",
     "ais",
     "bdmc",
+    "compare_priors",
     "decode",
     "elbo",
     "encode",

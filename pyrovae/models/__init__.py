@@ -4,4 +4,5 @@ from pyrovae.models.cvae import CVAE
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.vae import VAE
 
-__all__ = ["CVAE", "VAE", "HierarchicalVAE", "LadderVAE"]
+__all__ = ["CVAE", "VAE", "HierarchicalVAE", "LadderVAE", "NormalizingFlow"]
+from pyrovae.models.flow import NormalizingFlow

@@ -72,9 +72,11 @@ class Pair(PyroModule):
 
     Attributes:
         arguments: what the constructor was called with, by name; `...` stands for a module, which no JSON can hold.
+        continuous: whether its density of x has no bound where data lie on a grid, so that `fit` refuses those.
     """
 
     arguments: dict[str, Any]
+    continuous = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102  (it only notes the arguments)
         pair = super().__new__(cls)

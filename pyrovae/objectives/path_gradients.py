@@ -118,6 +118,11 @@ class DReG(PathGradient):
         normalized = torch.softmax((1 - self.alpha) * log_weights, 0)
         return normalized, self.alpha * normalized + (1 - self.alpha) * normalized**2, None
 
+    def per_datum(self, drawn: Ledger) -> Tensor:
+        """The bound of each datum, (B,), with the estimator as its gradient."""
+        drawn.refuse_points()  # w~^2 for w~ is right by an identity of the score
+        return super().per_datum(drawn)
+
 
 class STL(PathGradient):
     r"""The ELBO, its gradient without the score: "sticking the landing".

@@ -20,12 +20,21 @@ from pyrovae.plots.checks import predictive_check, predictive_checks
 from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
 from pyrovae.plots.images import image_grid, interpolation, reconstructions, samples
-from pyrovae.plots.latents import capacity_curves, latent_kl, latent_scatter, layers, manifold, traversals
+from pyrovae.plots.latents import (
+    capacity_curves,
+    latent_densities,
+    latent_kl,
+    latent_scatter,
+    layers,
+    manifold,
+    traversals,
+)
 
 __all__ = [
     "capacity_curves",
     "image_grid",
     "interpolation",
+    "latent_densities",
     "latent_kl",
     "latent_scatter",
     "layers",
