@@ -426,6 +426,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "beta per site": (partial(ELBO, beta={"z": 1.5}), has_z),  # free of c, which the model enumerates
     "beta learned": (partial(Beta, 1.0), anywhere),
     "free bits": (partial(FreeBits, 0.01), anywhere),
+    "free bits by dimension": (partial(FreeBits, 0.01, group_size=1), has_z),
     "capacity": (partial(Capacity, 2.0, 0.7), anywhere),
     "MarginalLikelihood": (MarginalLikelihood, summed),
     "Trace_ELBO": (Trace_ELBO, sampled),
@@ -433,7 +434,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),
 }
 
-LOOSE = ("ELBO beta 2", "beta per site", "free bits")  # no better than log p(x) less something, whatever the guide
+LOOSE = ("ELBO beta 2", "beta per site", "free bits", "free bits by dimension")  # no better than log p(x) less something, whatever the guide
 
 
 def made(name: str, seed: int = 0) -> tuple[Any, tuple[Tensor, ...]]:
