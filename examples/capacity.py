@@ -78,7 +78,9 @@ def main() -> None:
         values = [100 * seed["off"][name]["mean"] for seed in seeds]
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         largest = 100 * max(seed["off"][name]["largest"] for seed in seeds)
-        print(f"{name}: mean |KL - C| / C {statistics.mean(values):.2f} ± {spread:.2f} %, {len(values)} seeds", end="; ")
+        print(
+            f"{name}: mean |KL - C| / C {statistics.mean(values):.2f} ± {spread:.2f} %, {len(values)} seeds", end="; "
+        )
         print(f"{largest:.1f} % at most")
 
 
