@@ -353,9 +353,10 @@ def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
         if isinstance(error, ValueError):
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
+        own = " (numbers of PyroSample(Normal(0.0, 1.0)) have torch's default dtype)" if "same dtype" in said else ""
         raise ValueError(
             f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); "
-            "pass data of the shape and dtype that it takes, or see above where it fails"
+            f"pass data of the shape and dtype that it takes{own}, or see above where it fails"
         ) from error
 
 
