@@ -290,6 +290,11 @@ def test_objectives_that_need_a_score_say_so():
             assert Step(pair, objective, structure(pair, x))(x).isfinite()
 
 
+def test_annealing_has_no_path_to_a_point():
+    with pytest.raises(ValueError, match=r"observed \['x'\] are points given z \(Delta\).*use log_likelihood"):
+        pv.ais(flow(), rows(3))
+
+
 def test_data_on_a_grid_are_dequantised_or_refused():
     """Bits of probability 0.3: their dequantised bound lies below the entropy, by what the flow can't fit."""
     k = torch.bernoulli(torch.full((400, 2), 0.3), generator=torch.Generator().manual_seed(0))
