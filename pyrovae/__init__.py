@@ -30,7 +30,9 @@ from pyrovae.evaluation import (
     surgery,
 )
 from pyrovae.models import (
+    NVDM,
     VAE,
+    ProdLDA,
 )
 from pyrovae.models.base import (
     Pair,
@@ -94,6 +96,7 @@ __all__ = [
     "IWAE",
     "MIWAE",
     "MMD",
+    "NVDM",
     "PIWAE",
     "STL",
     "VAE",
@@ -111,6 +114,7 @@ __all__ = [
     "MonteCarlo",
     "Objective",
     "Pair",
+    "ProdLDA",
     "Renyi",
     "ReweightedWakeSleep",
     "Run",

@@ -318,6 +318,8 @@ LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "DiscretizedLogistic": (partial(conditionals.DiscretizedLogistic, levels=16), (16 * uniform(6)).floor() / 15),
 }
 
+TOPICS = counts(6, 9) * torch.tensor([[1.0], [0.0], [2.0], [1.0]]) + torch.eye(6)[[0, 3, 3, 5]]  # of other lengths
+
 PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
     "VAE convolutional": partial(
@@ -331,6 +333,12 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
     "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "NVDM": lambda: (models.NVDM(6, 2, hidden=(7,)), (TOPICS,)),
+    "ProdLDA": lambda: (models.ProdLDA(6, 3, hidden=(7,), dropout=0.2), (TOPICS,)),
+    "ProdLDA mixture": lambda: (
+        models.ProdLDA(6, 3, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
+        (TOPICS,),
+    ),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from pyrovae.priors import StandardNormal
+from pyrovae.priors import LaplaceDirichlet, StandardNormal
 
 PRIORS = {  # name: (prior, event shape)
     "standard normal, int": (lambda: StandardNormal(3), (3,)),
     "standard normal, shape": (lambda: StandardNormal((2, 3)), (2, 3)),
+    "Laplace Dirichlet": (lambda: LaplaceDirichlet(3, concentration=0.5), (3,)),
 }
 
 
@@ -64,3 +65,29 @@ def test_standard_normal_ignores_a_context_and_has_no_state():
 def test_bad_event_shapes_are_refused(event_shape, error, message):
     with pytest.raises(error, match=message):
         StandardNormal(event_shape)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 1.0, 7.0])
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_laplace_dirichlet_has_the_mode_and_the_curvature_of_the_dirichlet(size, alpha):
+    """Of log Dirichlet(softmax(z)) with the change of variables, z summing to 0: sum_k alpha_k log softmax(z)_k."""
+    mode = torch.zeros(size, dtype=torch.float64)
+
+    def log_density(z):
+        return alpha * z.log_softmax(-1).sum()
+
+    d = LaplaceDirichlet(size, concentration=alpha).double()()
+    torch.testing.assert_close(torch.func.grad(log_density)(d.mean), mode, atol=1e-8, rtol=0)
+    curvature = -torch.func.hessian(log_density)(mode)
+    covariance = torch.linalg.pinv(curvature, rtol=1e-8, hermitian=True)  # the direction of all ones is not in theta
+    torch.testing.assert_close(d.variance, covariance.diagonal(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((1,), "event_shape is 1, a Dirichlet"), (((2, 3),), "event_shape is"), ((3, 0.0), "concentration is 0.0")],
+)
+def test_bad_laplace_dirichlets_are_refused(arguments, message):
+    size, *alpha = arguments
+    with pytest.raises(ValueError, match=message):
+        LaplaceDirichlet(size, **({"concentration": alpha[0]} if alpha else {}))
