@@ -77,8 +77,8 @@ def test_laplace_dirichlet_has_the_mode_and_the_curvature_of_the_dirichlet(size,
         return alpha * z.log_softmax(-1).sum()
 
     d = LaplaceDirichlet(size, concentration=alpha).double()()
-    torch.testing.assert_close(torch.func.grad(log_density)(d.mean), mode, atol=1e-8, rtol=0)
-    curvature = -torch.func.hessian(log_density)(mode)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(log_density, d.mean), mode, atol=1e-8, rtol=0)
+    curvature = -torch.autograd.functional.hessian(log_density, mode)
     covariance = torch.linalg.pinv(curvature, rtol=1e-8, hermitian=True)  # the direction of all ones is not in theta
     torch.testing.assert_close(d.variance, covariance.diagonal(), rtol=1e-6, atol=0)
 

@@ -75,7 +75,9 @@ class NVDM(VAE):
     @property
     def topics(self) -> Tensor:
         """What each topic says about each word, (L, V): the likelihood's `topics`."""
-        return self.likelihood.topics
+        topics = self.likelihood.topics
+        assert isinstance(topics, Tensor)
+        return topics
 
     def model(self, x: Tensor) -> None:
         """z ~ p(z), x | z, n ~ p(x | z, n), for each row of x, n being its sum."""
