@@ -275,8 +275,8 @@ class BagOfWords(TorchDistribution):
         `word_log_prob(x)` the same without it, which is what perplexities are made of.
 
     Raises:
-        ValueError: for both or none of probs and logits; with argument validation on, for negative or fractional x or
-            n; from `sample`, `mean` and `variance` without a total_count.
+        ValueError: for both or none of probs and logits; with argument validation on, for negative or fractional x;
+            from `sample`, `mean` and `variance` without a total_count, or with one that is no whole number.
 
     >>> d = BagOfWords(torch.tensor([1.0, 2.0]), probs=torch.tensor([0.25, 0.75]))
     >>> d.log_prob(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).exp()  # 2 * 0.25 * 0.75
@@ -313,11 +313,6 @@ class BagOfWords(TorchDistribution):
             self.total_count = count.expand(batch_shape)
             self.logits = self.logits.expand(*batch_shape, -1)
         super().__init__(batch_shape, self.logits.shape[-1:], validate_args=validate_args)
-        if self._validate_args and self.total_count is not None:
-            valid = constraints.nonnegative_integer.check(self.total_count)
-            if not valid.all():
-                wrong = self.total_count[~valid][0].item()
-                raise ValueError(f"total_count has {wrong:g}, whole numbers of at least 0 are wanted; pass x.sum(-1)")
 
     @property
     def probs(self) -> Tensor:
@@ -380,6 +375,9 @@ class BagOfWords(TorchDistribution):
     def _lengths(self) -> Tensor:
         if self.total_count is None:
             raise ValueError("total_count is None, but samples and moments need the lengths; pass x.sum(-1)")
+        if self._validate_args and not (valid := constraints.nonnegative_integer.check(self.total_count)).all():
+            wrong = self.total_count[~valid][0].item()
+            raise ValueError(f"total_count has {wrong:g}, whole numbers of at least 0 are wanted; pass x.sum(-1)")
         return self.total_count
 
 

@@ -129,7 +129,7 @@ def test_bad_values_are_refused():
             BagOfWords(probs=p).log_prob(torch.tensor(wrong))
     for wrong in (-1.0, 1.5):
         with pytest.raises(ValueError, match=f"total_count has {wrong:g}, whole numbers"):
-            BagOfWords(torch.tensor([1.0, wrong]), probs=p)
+            BagOfWords(torch.tensor([1.0, wrong]), probs=p).sample()
     with pytest.raises(ValueError, match="one is wanted; pass logits="):
         BagOfWords(probs=p, logits=p)
     with pytest.raises(ValueError, match="one is wanted; pass logits="):
