@@ -12,6 +12,7 @@ from pyrovae.conditionals import BagOfWords, DiagonalNormal, NormalisedNormal, P
 from pyrovae.models.vae import VAE
 from pyrovae.nets import MLP
 from pyrovae.priors import LaplaceDirichlet, StandardNormal
+from pyrovae.topic_conditionals import rate
 
 __all__ = ["NVDM", "ProdLDA"]
 
@@ -128,7 +129,9 @@ class ProdLDA(NVDM):
         likelihood: Slot | None = None,
     ) -> None:
         if encoder is None:
-            encoder = nn.Sequential(MLP(event_shape, hidden, activation=nn.Softplus), nn.Dropout(dropout))
+            encoder = nn.Sequential(
+                MLP(event_shape, hidden, activation=nn.Softplus), nn.Dropout(rate("dropout", dropout))
+            )
         super().__init__(
             event_shape,
             latent_dim,

@@ -21,6 +21,7 @@ from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
 from pyrovae.plots.images import image_grid, interpolation, reconstructions, samples
 from pyrovae.plots.latents import capacity_curves, latent_kl, latent_scatter, manifold, traversals
+from pyrovae.plots.topics import topic_words
 
 __all__ = [
     "capacity_curves",
@@ -34,6 +35,7 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "topic_words",
     "training_curves",
     "traversals",
 ]
