@@ -148,7 +148,7 @@ def test_bad_topics_and_references_are_refused():
         tools.npmi(torch.tensor([[0], [1]]), DOCUMENTS)
     with pytest.raises(ValueError, match="num_words is 5, the vocabulary has 4"):
         tools.topic_words(torch.rand(2, 4), WORDS, num_words=5)
-    with pytest.raises(ValueError, match="vocabulary has 4 words, the topics 3 columns"):
+    with pytest.raises(ValueError, match="vocabulary has 4 words, the topics are over 3"):
         tools.topic_words(torch.rand(2, 3), WORDS, num_words=2)
     with pytest.raises(ValueError, match="finite weights"):
         tools.topic_diversity(torch.full((2, 3), math.nan), num_words=2)
@@ -250,7 +250,7 @@ def test_topics_are_found_again():
     x = BagOfWords(torch.full((400,), 30.0), logits=topics[owner]).sample()
     pair = pv.ProdLDA(40, 4, hidden=(20,), dropout=0.2)
     optimizer = partial(torch.optim.Adam, betas=(0.99, 0.999))
-    pv.fit(pair, x, max_epochs=40, batch_size=100, lr=1e-2, optimizer=optimizer, seed=0, compile=False, progress=False)
+    pv.fit(pair, x, max_epochs=40, batch_size=50, lr=5e-3, optimizer=optimizer, seed=0, compile=False, progress=False)
     lists = [sorted({word // 10 for word in row}) for row in pair.topics.topk(8).indices.tolist()]
     assert sorted(lists) == [[0], [1], [2], [3]]
     main = tools.document_topics(pair, x).argmax(1)
