@@ -36,10 +36,12 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     CVAE,
+    NVDM,
     VAE,
     HierarchicalVAE,
     LadderVAE,
     NormalizingFlow,
+    ProdLDA,
 )
 from pyrovae.models.base import (
     Pair,
@@ -108,6 +110,7 @@ __all__ = [
     "IWAE",
     "MIWAE",
     "MMD",
+    "NVDM",
     "PIWAE",
     "STL",
     "VAE",
@@ -131,6 +134,7 @@ __all__ = [
     "NormalizingFlow",
     "Objective",
     "Pair",
+    "ProdLDA",
     "RatioObjective",
     "Renyi",
     "ReweightedWakeSleep",

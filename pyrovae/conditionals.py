@@ -26,6 +26,7 @@ from pyrovae import distributions
 from pyrovae.nets import Head, as_shape
 
 __all__ = [
+    "BagOfWords",
     "Bernoulli",
     "Categorical",
     "Conditional",
@@ -36,7 +37,10 @@ __all__ = [
     "FixedNormal",
     "LearnedNormal",
     "Multinomial",
+    "NormalisedNormal",
+    "ProductOfExperts",
     "SoftplusNormal",
+    "TopicMixture",
 ]
 
 
@@ -399,3 +403,7 @@ def _positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, expected a positive number; pass {name}=1.0")
     return float(value)
+
+
+# The rest has a module of its own, and is derived from `Conditional`.
+from pyrovae.topic_conditionals import BagOfWords, NormalisedNormal, ProductOfExperts, TopicMixture  # noqa: E402

@@ -359,6 +359,8 @@ LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "DiscretizedLogistic": (partial(conditionals.DiscretizedLogistic, levels=16), (16 * uniform(6)).floor() / 15),
 }
 
+TOPICS = counts(6, 9) * torch.tensor([[1.0], [0.0], [2.0], [1.0]]) + torch.eye(6)[[0, 3, 3, 5]]  # of other lengths
+
 PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
     "VAE convolutional": partial(
@@ -400,6 +402,12 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "NormalizingFlow of splines": lambda: (
         models.NormalizingFlow((1, 2, 2), num_layers=2, hidden=(16,), coupling=flow.SplineCoupling),
         (uniform(1, 2, 2),),
+    ),
+    "NVDM": lambda: (models.NVDM(6, 2, hidden=(7,)), (TOPICS,)),
+    "ProdLDA": lambda: (models.ProdLDA(6, 3, hidden=(7,), dropout=0.2), (TOPICS,)),
+    "ProdLDA mixture": lambda: (
+        models.ProdLDA(6, 3, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
+        (TOPICS,),
     ),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),

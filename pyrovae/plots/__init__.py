@@ -29,6 +29,7 @@ from pyrovae.plots.latents import (
     manifold,
     traversals,
 )
+from pyrovae.plots.topics import topic_words
 
 __all__ = [
     "capacity_curves",
@@ -44,6 +45,7 @@ __all__ = [
     "reconstructions",
     "samples",
     "save",
+    "topic_words",
     "training_curves",
     "traversals",
 ]
