@@ -1,10 +1,4 @@
-r"""Networks: tensors to tensors, and no probability.
-
-A datum has an event shape; whatever stands before it are leading dims (a batch B, particles K, both or none).
-Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for any leading dims: particles come as
-(K, B, ...), which convolutions and `x.view(len(x), -1)` do not take, so the networks flatten them themselves.
-Weights start as torch initialises them.
-"""
+"""Layers and networks of one or several inputs: dense, convolutional, and the last layer of a conditional."""
 
 from collections.abc import Sequence
 from itertools import pairwise
