@@ -7,5 +7,19 @@ Weights start as torch initialises them.
 """
 
 from pyrovae.nets.layers import MLP, ConvDecoder, ConvEncoder, Head, MultiLinear, MultiMLP, as_shape, leading_shape
+from pyrovae.nets.masked import MaskedConvEncoder, MaskedMLP, PartialConv2d, PartialConvEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Head", "MultiLinear", "MultiMLP", "as_shape", "leading_shape"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Head",
+    "MaskedConvEncoder",
+    "MaskedMLP",
+    "MultiLinear",
+    "MultiMLP",
+    "PartialConv2d",
+    "PartialConvEncoder",
+    "as_shape",
+    "leading_shape",
+]
