@@ -1,12 +1,28 @@
-"""Data as named tensors: splits, loading, binarisation, and matching to a model's parameters.
+"""Data as named tensors: splits, loading, binarisation, masks, and matching to a model's parameters.
 
 Data in memory are a `Split`, a torch Dataset larger than memory is a `Stream`. Both have ``len``, ``names``,
 ``event_shape``, ``select``, ``to``, ``batches`` and ``sequential``, and training needs no more.
 """
 
 from pyrovae.data.datasets import load
+from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectangle
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
 from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize
 
-__all__ = ["Data", "Split", "Stream", "bernoulli", "bits_per_dimension", "dequantize", "load", "match"]
+__all__ = [
+    "Data",
+    "Split",
+    "Stream",
+    "bernoulli",
+    "bits_per_dimension",
+    "dequantize",
+    "half",
+    "incomplete",
+    "load",
+    "masked",
+    "match",
+    "one_of",
+    "pixels",
+    "rectangle",
+]

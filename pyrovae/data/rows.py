@@ -130,7 +130,8 @@ class Split(Rows):
             count, row = _not_finite(tensor)
             if count:
                 raise ValueError(
-                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them"
+                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them, or pass "
+                    "pyrovae.data.incomplete(x) for NaN to mean missing"
                 )
 
     def __len__(self) -> int:
