@@ -31,6 +31,9 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     VAE,
+    InpaintingVAE,
+    PartialVAE,
+    PosteriorMatching,
 )
 from pyrovae.models.base import (
     Pair,
@@ -106,11 +109,14 @@ __all__ = [
     "DReG",
     "Exact",
     "FreeBits",
+    "InpaintingVAE",
     "MarginalLikelihood",
     "MeanField",
     "MonteCarlo",
     "Objective",
     "Pair",
+    "PartialVAE",
+    "PosteriorMatching",
     "Renyi",
     "ReweightedWakeSleep",
     "Run",

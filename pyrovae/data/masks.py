@@ -13,7 +13,7 @@ tensor([[False,  True]])
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,10 +25,13 @@ from pyrovae.data.seeds import BITS, derived_seed
 __all__ = ["Mask", "check_mask", "half", "incomplete", "masked", "one_of", "pixels", "rectangle"]
 
 Mask = Callable[[Tensor], Tensor]
-Rows = TypeVar("Rows", Data, Split)
 
 
-def masked(data: Rows, mask: Mask, *, seed: int = 0) -> Rows:
+@overload
+def masked(data: Data, mask: Mask, *, seed: int = 0) -> Data: ...
+@overload
+def masked(data: Split, mask: Mask, *, seed: int = 0) -> Split: ...
+def masked(data: Data | Split, mask: Mask, *, seed: int = 0) -> Data | Split:
     """The data with a tensor `mask`, True where x is observed: drawn for each batch, in validation and test once.
 
     x stays complete: whether a model sees the hidden values is its own affair (`InpaintingVAE` learns from them, every
@@ -54,7 +57,7 @@ def masked(data: Rows, mask: Mask, *, seed: int = 0) -> Rows:
     if not callable(mask):
         raise TypeError(f"mask is a {type(mask).__name__}, a function of x is wanted; pass pixels(0.5), say")
     if isinstance(data, Data):
-        splits = {}
+        splits: dict[str, Any] = {}
         for use, (name, split) in enumerate(data.splits.items()):
             drawn = masked(_in_memory(split), mask)
             # A stream of its own: the bits of `load` come from (seed, BITS, use).
@@ -256,7 +259,7 @@ def _one_per_row(x: Tensor) -> tuple[int, ...]:
     return (len(x), *(1,) * (x.dim() - 1))
 
 
-def _in_memory(split: object) -> Split:
+def _in_memory(split: Any) -> Split:
     if not isinstance(split, Split) or "x" not in split.fields:
         kind = f"a Split of {', '.join(split.fields)}" if isinstance(split, Split) else f"a {type(split).__name__}"
         raise TypeError(f"data is {kind}, a Data or Split with x is wanted; pass Split({{'x': ...}})")

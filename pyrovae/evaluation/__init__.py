@@ -4,6 +4,7 @@ from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
+from pyrovae.evaluation.imputation import Imputation, impute, impute_by_gibbs, missing_log_likelihood
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
@@ -16,6 +17,7 @@ __all__ = [
     "Estimate",
     "Expectation",
     "Gaps",
+    "Imputation",
     "Sandwich",
     "Surgery",
     "active_units",
@@ -27,9 +29,12 @@ __all__ = [
     "expectation",
     "gaps",
     "generate",
+    "impute",
+    "impute_by_gibbs",
     "interpolate",
     "log_likelihood",
     "manifold",
+    "missing_log_likelihood",
     "reconstruct",
     "surgery",
     "traverse",

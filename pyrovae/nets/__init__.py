@@ -6,6 +6,7 @@ Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for
 Weights start as torch initialises them.
 """
 
+from pyrovae.nets.frozen import Frozen
 from pyrovae.nets.layers import MLP, ConvDecoder, ConvEncoder, Head, MultiLinear, MultiMLP, as_shape, leading_shape
 from pyrovae.nets.masked import MaskedConvEncoder, MaskedMLP, PartialConv2d, PartialConvEncoder
 
@@ -13,6 +14,7 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "Frozen",
     "Head",
     "MaskedConvEncoder",
     "MaskedMLP",
