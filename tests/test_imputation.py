@@ -14,7 +14,7 @@ import pyrovae as pv
 from pyrovae.evaluation import impute, impute_by_gibbs, missing_log_likelihood
 
 MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 0, 1, 1]], dtype=torch.bool)
-DRAWS = 4000
+DRAWS = 3000
 
 
 class Masked(LinearGaussian):
@@ -100,8 +100,8 @@ def test_importance_resampling_corrects_a_wrong_guide():
 
 def test_gibbs_with_the_exact_posterior_of_complete_data():
     """A guide that knows no masks: the chain is Gibbs sampling, and each proposal is taken."""
-    pair = LinearGaussian()
-    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=30, num_warmup=5)
+    pair = LinearGaussian(scale=2.0)  # a vague likelihood: the chain forgets its start in a few steps
+    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=10, num_warmup=10)
     assert found.acceptance == 1
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
     assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS)
@@ -109,19 +109,21 @@ def test_gibbs_with_the_exact_posterior_of_complete_data():
 
 
 def test_metropolis_corrects_pseudo_gibbs_with_a_wrong_guide():
-    pair = LooseLinearGaussian()
-    pseudo = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=30, num_warmup=5, metropolis=False)
+    pair = LooseLinearGaussian(scale=2.0)
+    pseudo = impute_by_gibbs(
+        pair, x := data(pair), num_imputations=DRAWS, num_steps=10, num_warmup=10, metropolis=False
+    )
     assert min(errors_in_standard_errors(pair, x["x"], pseudo, [DRAWS] * 3)) > 6
-    found = impute_by_gibbs(pair, x, num_imputations=DRAWS, num_steps=60, num_warmup=5)
-    assert 0.2 < found.acceptance < 0.9
+    found = impute_by_gibbs(pair, x, num_steps=30, **steps)
+    assert 0.5 < found.acceptance < 0.95
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
-    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS) * 3  # an average over steps that still forget
+    assert mean_off(pair, x["x"], found) < 0.1  # an average over steps, of which the first still forget
 
 
 def test_gibbs_of_a_pair_that_takes_the_mask():
     pair = Masked(shift=0.3, widen=1.5)
-    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=40, num_warmup=0)
-    assert found.acceptance < 0.95
+    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=25, num_warmup=0)
+    assert 0.4 < found.acceptance < 0.95
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
 
 

@@ -3,8 +3,8 @@ r"""Imputation: what is missing of x given what is observed, by any pair.
     p(x_mis | x_obs) = E_{p(z | x_obs)} p(x_mis | z)
 
 for likelihoods whose elements are independent given z. `impute` takes z from q(z | x_obs, mask), as it is or resampled
-by importance; `impute_by_gibbs` takes it from a Markov chain and needs no encoder that knows of masks. Both draw several
-imputations and give the mean; `missing_log_likelihood` says how probable known values are.
+by importance; `impute_by_gibbs` takes it from a Markov chain and needs no encoder that knows of masks. Both draw
+several imputations and give the mean; `missing_log_likelihood` says how probable known values are.
 
 Data have x and mask (see `pyrovae.data.masked`, `incomplete`), True where observed. What x holds elsewhere is not read.
 """
@@ -136,14 +136,14 @@ def impute_by_gibbs(
 
         z' ~ q(z | x_obs, x_mis)        x_mis ~ p(x_mis | z)
 
-    Taking each z' is pseudo-Gibbs, whose chain leaves p(x_mis | x_obs) alone only if q(z | x) = p(z | x). With Metropolis
-    correction z' is taken with probability
+    Taking each z' is pseudo-Gibbs, whose chain leaves p(x_mis | x_obs) alone only if q(z | x) = p(z | x). With
+    Metropolis correction z' is taken with probability
 
         min(1, p(x, z') q(z | x) / p(x, z) q(z' | x))
 
-    and the chain converges to p(x_mis | x_obs, z) p(z | x_obs) for any q with the right support. It begins with a draw of
-    x_mis from the model's prior and `num_warmup` steps of pseudo-Gibbs, which find the region where proposals are taken.
-    A guide that takes a mask is given that of the data.
+    and the chain converges to p(z, x_mis | x_obs) for any q that reaches all z. It begins with a draw of x_mis from the
+    model's prior and `num_warmup` steps of pseudo-Gibbs, which find the region where proposals are taken. A guide that
+    takes a mask proposes from q(z | x_obs, mask), and the ratio has p(x_obs, z) for p(x, z).
 
     Args:
         pair: any pair with a site x, such as a plain VAE.
@@ -173,13 +173,15 @@ def impute_by_gibbs(
             x_obs, seen = _repeated(x, num_imputations), _repeated(mask, num_imputations)
             batch = _hidden(run, batch, x_obs, seen, on)
             at = on.rows.names.index("x")
+            # q(z | x_obs, mask) has no part in x_mis, which the ratio then leaves out: the chain has z alone.
+            scored = seen if "mask" in on.rows.names else torch.ones_like(seen)
             z, total = None, torch.zeros_like(x_obs)
             for step in range(num_warmup + num_steps):
-                z, likelihood, took = _move(run, batch, z, on, always=not metropolis or step < num_warmup)
-                drawn = torch.where(seen, x_obs, likelihood.sample().to(x_obs.dtype).reshape(x_obs.shape))
-                batch = (*batch[:at], drawn, *batch[at + 1 :])
+                always = not metropolis or step < num_warmup
+                z, drawn, mean, took = _move(run, batch, z, scored, on, always=always)
+                batch = (*batch[:at], torch.where(seen, x_obs, drawn), *batch[at + 1 :])
                 if step >= num_warmup:
-                    total = total + _mean_of(likelihood).reshape(x_obs.shape)
+                    total = total + mean
                     accepted.append(took)
             shape = (num_imputations, *x.shape)
             mean = (total / num_steps).reshape(shape).mean(0)
@@ -202,8 +204,8 @@ def missing_log_likelihood(
 
         log (1/K sum_k w_k p(x_mis | z_k)) - log (1/K sum_k w_k),    w_k = p(x_obs | z_k) p(z_k) / q(z_k | x_obs, mask)
 
-    The two have the same z_k ~ q(z | x_obs, mask). As K grows it tends to log p(x_mis | x_obs) whatever the guide; it is
-    no bound. For the sum over hidden elements, not their mean.
+    The two have the same z_k ~ q(z | x_obs, mask). As K grows it tends to log p(x_mis | x_obs) whatever the guide; it
+    is no bound. The density is that of all hidden elements together.
 
     Args:
         pair, plate, seed, batch_size: as for `impute`.
@@ -254,8 +256,8 @@ def _with_masks(
             )
         if reads_mask and "mask" not in rows.names:
             raise ValueError(
-                "the model takes no mask, so that its guide would take what is missing for data; use impute_by_gibbs, or "
-                "a pair of x and mask such as PartialVAE"
+                "the model takes no mask, so that its guide would take what is missing for data; use impute_by_gibbs, "
+                "or a pair of x and mask such as PartialVAE"
             )
         if on.known.enumerated or on.known.subsampled:
             raise ValueError(
@@ -301,37 +303,37 @@ def _log_weights(drawn: Ledger, log_likelihood: Tensor) -> Tensor:
 
 
 def _move(
-    run: PairLike, batch: Sequence[Tensor], z: Trace | None, on: Evaluation, *, always: bool
-) -> tuple[Trace, TorchDistribution, Tensor]:
-    """The next z, p(x | z) at it, and for each row whether the proposal was taken."""
-    proposed = ledger(run, *batch, known=on.known)
-    new = _guide_trace(proposed)
-    likelihood = _likelihood(proposed)
-    if always or z is None:
-        return new, likelihood, torch.ones(len(batch[0]), dtype=torch.bool, device=batch[0].device)
+    run: PairLike, batch: Sequence[Tensor], z: Trace | None, scored: Tensor, on: Evaluation, *, always: bool
+) -> tuple[Trace, Tensor, Tensor, Tensor]:
+    """The next z, a draw of x and the mean of x given it, and for each row whether the proposal was taken."""
     x = batch[on.rows.names.index("x")]
+
+    def given(drawn: Ledger) -> tuple[Tensor, Tensor]:
+        likelihood = _likelihood(drawn)
+        return likelihood.sample().to(x.dtype).reshape(x.shape), _mean_of(likelihood).to(x.dtype).reshape(x.shape)
+
+    proposed = ledger(run, *batch, known=on.known)
+    new, (draw, mean) = _guide_trace(proposed), given(proposed)
+    if always or z is None:
+        return new, draw, mean, torch.ones(len(x), dtype=torch.bool, device=x.device)
     now = ledger(Functions(run.model, poutine.replay(run.guide, trace=z)), *batch, known=on.known)
-    log_w = [_log_weights(each, _likelihood(each).log_prob(x))[0] for each in (proposed, now)]
-    took = torch.rand_like(log_w[0]).log() < log_w[0] - log_w[1]
-    chosen = Trace()
+    log_w, log_w_now = (
+        _log_weights(each, masked(_likelihood(each), scored).log_prob(x))[0] for each in (proposed, now)
+    )
+    took = torch.rand_like(log_w).log() < log_w - log_w_now
     for name, site in new.nodes.items():
-        value = torch.where(_at_rows(took, site), site["value"], z.nodes[name]["value"])
-        chosen.add_node(name, **{**site, "value": value})
-    again = ledger(Functions(run.model, poutine.replay(run.guide, trace=chosen)), *batch, known=on.known)
-    return chosen, _likelihood(again), took
+        rows = took.reshape(len(took), *(1,) * site["fn"].event_dim)  # against (nested plates..., B, *event)
+        site["value"] = torch.where(rows, site["value"], z.nodes[name]["value"])
+    rows = took.reshape(len(took), *(1,) * (x.dim() - 1))
+    return new, *(torch.where(rows, a, b) for a, b in zip((draw, mean), given(now), strict=True)), took
 
 
 def _guide_trace(drawn: Ledger) -> Trace:
     trace = Trace()
     for term in drawn.terms:
         if term.kind == "guide":
-            trace.add_node(term.name, **term.site)
+            trace.add_node(term.name, **{**term.site})
     return trace
-
-
-def _at_rows(rows: Tensor, site: dict[str, Any]) -> Tensor:
-    """Booleans (B,) against a site's value (nested plates..., B, *event)."""
-    return rows.reshape(len(rows), *(1,) * site["fn"].event_dim)
 
 
 def _sample(d: TorchDistribution, particles: int) -> Tensor:
