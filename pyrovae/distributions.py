@@ -8,56 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
-from pyro.distributions import Independent, MaskedDistribution, TorchDistribution, constraints
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-__all__ = ["ContinuousBernoulli", "CrossEntropy", "DiscretizedLogistic", "by_element", "masked"]
-
-
-def masked(distribution: TorchDistribution, mask: Tensor) -> TorchDistribution:
-    r"""A distribution over events whose density is that of the observed elements: sum_d mask_d log p(x_d).
-
-    The elements have to be independent, so that the density is that of the observed part; it and its gradient are
-    exactly zero in what is missing, whose values have to be in the support all the same. Samples are whole events.
-    Pyro's own `.mask` of the elements does it; of an event it masks the whole.
-
-    Args:
-        distribution: a product over the elements of its event, as the conditionals give it.
-        mask: (..., \*event_shape), True where observed; broadcasts with the distribution's batch shape.
-
-    Returns:
-        a distribution of the same event shape.
-
-    Raises:
-        ValueError: if the distribution is no product over its elements.
-
-    >>> import pyro.distributions as dist
-    >>> d = masked(dist.Bernoulli(torch.tensor([0.5, 0.1])).to_event(1), torch.tensor([True, False]))
-    >>> d.log_prob(torch.ones(2))  # log 1/2
-    tensor(-0.6931)
-    """
-    base, dims = by_element(distribution)
-    return base.mask(mask).to_event(dims)
-
-
-def by_element(distribution: TorchDistribution) -> tuple[TorchDistribution, int]:
-    """What a distribution over events is, element by element and without a mask, and the number of event dims.
-
-    Raises:
-        ValueError: if it is no product over its elements.
-    """
-    base, dims = distribution, 0
-    while isinstance(base, Independent | MaskedDistribution):
-        dims += base.reinterpreted_batch_ndims if isinstance(base, Independent) else 0
-        base = base.base_dist
-    if base.event_dim:
-        raise ValueError(
-            f"{type(base).__name__} is no product over the elements of its event, so that its observed part has no "
-            "density in closed form; use a likelihood with independent elements, such as Bernoulli or LearnedNormal"
-        )
-    return base, dims
+__all__ = ["ContinuousBernoulli", "CrossEntropy", "DiscretizedLogistic"]
 
 
 class _Univariate(TorchDistribution):

@@ -110,11 +110,10 @@ def test_gibbs_with_the_exact_posterior_of_complete_data():
 
 def test_metropolis_corrects_pseudo_gibbs_with_a_wrong_guide():
     pair = LooseLinearGaussian(scale=2.0)
-    pseudo = impute_by_gibbs(
-        pair, x := data(pair), num_imputations=DRAWS, num_steps=10, num_warmup=10, metropolis=False
-    )
+    x, chains = data(pair), {"num_imputations": DRAWS, "num_warmup": 10}
+    pseudo = impute_by_gibbs(pair, x, num_steps=10, metropolis=False, **chains)
     assert min(errors_in_standard_errors(pair, x["x"], pseudo, [DRAWS] * 3)) > 6
-    found = impute_by_gibbs(pair, x, num_steps=30, **steps)
+    found = impute_by_gibbs(pair, x, num_steps=30, **chains)
     assert 0.5 < found.acceptance < 0.95
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
     assert mean_off(pair, x["x"], found) < 0.1  # an average over steps, of which the first still forget

@@ -356,6 +356,12 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         encoder=partial(nets.PartialConvEncoder, channels=(3, 4)),
         decoder=partial(nets.ConvDecoder, channels=(4, 3)),
     ),
+    "PartialVAE of a table": partial(
+        with_mask,
+        models.PartialVAE,
+        torch.cat([uniform(2), bits(2), (4 * uniform(2)).floor()], 1),
+        likelihood=partial(conditionals.Mixed, num_classes=(0, 0, 2, 2, 4, 4)),
+    ),
     "PosteriorMatching": posterior_matching,
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),

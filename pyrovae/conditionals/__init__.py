@@ -22,6 +22,7 @@ from pyrovae.conditionals.likelihoods import (
     DiscretizedLogistic,
     Multinomial,
 )
+from pyrovae.conditionals.mixed import Mixed
 from pyrovae.conditionals.normal import DiagonalNormal, FixedNormal, LearnedNormal
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "DiscretizedLogistic",
     "FixedNormal",
     "LearnedNormal",
+    "Mixed",
     "Multinomial",
 ]

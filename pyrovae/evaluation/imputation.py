@@ -25,13 +25,13 @@ from torch import Tensor
 
 from pyrovae.data import Split
 from pyrovae.data.masks import check_mask
-from pyrovae.distributions import by_element, masked
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.models.base import Functions, PairLike
 from pyrovae.objectives import Ledger, ledger
 from pyrovae.objectives.draws import Draw, one
+from pyrovae.products import by_element, masked
 
 __all__ = ["Imputation", "impute", "impute_by_gibbs", "missing_log_likelihood"]
 
@@ -115,9 +115,8 @@ def impute(
                 values = values.gather(0, _like(chosen, values).expand(-1, *values.shape[1:]))
                 mean, ess = (_like(share, means) * means).sum(0), 1 / share.square().sum(0)
             parts.append((torch.where(mask, x, values), torch.where(mask, x, mean), mask, ess))
-        values, mean, mask, ess = zip(*parts, strict=True)
-        weighed = None if num_samples is None else on.join(ess)
-        return Imputation(on.join(values, 1), on.join(mean), on.join(mask), weighed)
+        xs, centres, masks, sizes = zip(*parts, strict=True)
+        return Imputation(on.join(xs, 1), on.join(centres), on.join(masks), on.join(sizes) if num_samples else None)
 
 
 def impute_by_gibbs(
@@ -186,9 +185,9 @@ def impute_by_gibbs(
             shape = (num_imputations, *x.shape)
             mean = (total / num_steps).reshape(shape).mean(0)
             parts.append((batch[at].reshape(shape), torch.where(mask, x, mean), mask))
-        values, mean, mask = zip(*parts, strict=True)
+        xs, centres, masks = zip(*parts, strict=True)
         rate = float(torch.cat(accepted).double().mean())
-        return Imputation(on.join(values, 1), on.join(mean), on.join(mask), acceptance=rate)
+        return Imputation(on.join(xs, 1), on.join(centres), on.join(masks), acceptance=rate)
 
 
 def missing_log_likelihood(
@@ -269,7 +268,8 @@ def _with_masks(
         def batches() -> Batches:
             both = rows.select("x", "mask").sequential(on.batch_size)
             for (run, batch, _), (x, mask) in zip(on, both, strict=True):
-                yield run, batch, *on._moved((x, mask.bool()))
+                x, mask = on._moved((x, mask.bool()))
+                yield run, batch, x, mask
 
         yield on, batches()
 
