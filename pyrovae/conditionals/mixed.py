@@ -39,8 +39,8 @@ class Mixed(nn.Module):
     Raises:
         ValueError: if num_classes has not one number for each column, or a 1 or one below 0; sizes as in `Conditional`.
 
-    Source: Nazabal et al. 2020 (HI-VAE), https://arxiv.org/abs/1807.03653, without its normalisation, its mixture prior and
-    its positive, count and ordinal columns.
+    Source: Nazabal et al. 2020 (HI-VAE), https://arxiv.org/abs/1807.03653, without its normalisation, mixture prior and
+    positive, count and ordinal columns.
 
     >>> d = Mixed(200, 4, num_classes=(0, 2, 3, 0))(torch.zeros(5, 200))
     >>> d.batch_shape, d.event_shape, d.sample().shape

@@ -93,8 +93,8 @@ def impute(
     importance resampling for multiple imputations; Rubin 1987.
 
     >>> from pyrovae.models import PartialVAE
-    >>> x = torch.rand(5, 4).round()
-    >>> found = impute(PartialVAE(4, 2), {"x": x, "mask": x == 1}, num_imputations=3, num_samples=20)
+    >>> x, mask = torch.rand(5, 4).round(), torch.tensor([True, True, False, False]).expand(5, 4)
+    >>> found = impute(PartialVAE(4, 2), {"x": x, "mask": mask}, num_imputations=3, num_samples=20)
     >>> found.x.shape, found.mean.shape
     (torch.Size([3, 5, 4]), torch.Size([5, 4]))
     """
