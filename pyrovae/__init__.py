@@ -39,8 +39,11 @@ from pyrovae.models import (
     NVDM,
     VAE,
     HierarchicalVAE,
+    InpaintingVAE,
     LadderVAE,
     NormalizingFlow,
+    PartialVAE,
+    PosteriorMatching,
     ProdLDA,
 )
 from pyrovae.models.base import (
@@ -127,6 +130,7 @@ __all__ = [
     "FreeBits",
     "HierarchicalVAE",
     "ImplicitPrior",
+    "InpaintingVAE",
     "LadderVAE",
     "MarginalLikelihood",
     "MeanField",
@@ -134,6 +138,8 @@ __all__ = [
     "NormalizingFlow",
     "Objective",
     "Pair",
+    "PartialVAE",
+    "PosteriorMatching",
     "ProdLDA",
     "RatioObjective",
     "Renyi",

@@ -6,8 +6,8 @@ import torch
 from torch.distributions import Multinomial
 
 from pyrovae import conditionals as c
+from pyrovae.conditionals.topics import ShiftedBatchNorm
 from pyrovae.distributions import BagOfWords, log_coefficient
-from pyrovae.topic_conditionals import ShiftedBatchNorm
 
 
 @pytest.fixture(autouse=True)

@@ -347,6 +347,15 @@ def linear_gaussian(cls: type[LinearGaussian]) -> tuple[Pair, tuple[Tensor]]:
     return pair, (pair.sample(ROWS),)
 
 
+def with_mask(cls: type[Pair], x: Tensor, **options: Any) -> tuple[Pair, tuple[Tensor, Tensor]]:
+    return cls(x.shape[1:], 2, **{"hidden": (7,), **options}), (x, bits(*x.shape[1:]).flip(0).bool())
+
+
+def posterior_matching() -> tuple[Pair, tuple[Tensor, Tensor]]:
+    (fitted, (x,)) = vae(bits(6))
+    return models.PosteriorMatching(fitted, hidden=(7,)), (x, bits(6).flip(0).bool())
+
+
 LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "Bernoulli": (conditionals.Bernoulli, bits(6)),
     "CrossEntropy": (conditionals.CrossEntropy, uniform(6)),
@@ -409,6 +418,29 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         models.ProdLDA(6, 3, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
         (TOPICS,),
     ),
+    "InpaintingVAE": partial(with_mask, models.InpaintingVAE, bits(6)),
+    "InpaintingVAE convolutional": partial(
+        with_mask,
+        models.InpaintingVAE,
+        bits(1, 6, 5),
+        encoder=partial(nets.MaskedConvEncoder, channels=(3, 4)),
+        decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+    ),
+    "PartialVAE": partial(with_mask, models.PartialVAE, uniform(6), likelihood=conditionals.LearnedNormal),
+    "PartialVAE convolutional": partial(
+        with_mask,
+        models.PartialVAE,
+        bits(1, 6, 5),
+        encoder=partial(nets.PartialConvEncoder, channels=(3, 4)),
+        decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+    ),
+    "PartialVAE of a table": partial(
+        with_mask,
+        models.PartialVAE,
+        torch.cat([uniform(2), bits(2), (4 * uniform(2)).floor()], 1),
+        likelihood=partial(conditionals.Mixed, num_classes=(0, 0, 2, 2, 4, 4)),
+    ),
+    "PosteriorMatching": posterior_matching,
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),

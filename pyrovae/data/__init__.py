@@ -6,6 +6,7 @@ Data in memory are a `Split`, a torch Dataset larger than memory is a `Stream`. 
 
 from pyrovae.data.corpora import load_corpus
 from pyrovae.data.datasets import load
+from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectangle
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
 from pyrovae.data.sparse import SparseRows
@@ -19,9 +20,15 @@ __all__ = [
     "bernoulli",
     "bits_per_dimension",
     "dequantize",
+    "half",
+    "incomplete",
     "join_quadrants",
     "load",
     "load_corpus",
+    "masked",
     "match",
+    "one_of",
+    "pixels",
     "quadrants",
+    "rectangle",
 ]

@@ -136,7 +136,8 @@ class Split(Rows):
             count, row = tensor.not_finite() if isinstance(tensor, SparseRows) else _not_finite(tensor)
             if count:
                 raise ValueError(
-                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them"
+                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them, or pass "
+                    "pyrovae.data.incomplete(x) for NaN to mean missing"
                 )
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from pyrovae.evaluation.implicit_prior import (
     generate_from_aggregate,
     implicit_log_likelihood,
 )
+from pyrovae.evaluation.imputation import Imputation, impute, impute_by_gibbs, missing_log_likelihood
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
@@ -24,6 +25,7 @@ __all__ = [
     "Expectation",
     "Gaps",
     "ImplicitLikelihood",
+    "Imputation",
     "PriorComparison",
     "Sandwich",
     "Surgery",
@@ -41,9 +43,12 @@ __all__ = [
     "generate",
     "generate_from_aggregate",
     "implicit_log_likelihood",
+    "impute",
+    "impute_by_gibbs",
     "interpolate",
     "log_likelihood",
     "manifold",
+    "missing_log_likelihood",
     "reconstruct",
     "surgery",
     "traverse",

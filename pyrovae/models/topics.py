@@ -9,10 +9,10 @@ import pyro
 from torch import Tensor, nn
 
 from pyrovae.conditionals import BagOfWords, DiagonalNormal, NormalisedNormal, ProductOfExperts
+from pyrovae.conditionals.topics import rate
 from pyrovae.models.vae import VAE
 from pyrovae.nets import MLP
 from pyrovae.priors import LaplaceDirichlet, StandardNormal
-from pyrovae.topic_conditionals import rate
 
 __all__ = ["NVDM", "ProdLDA"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -47,6 +47,8 @@ class VAE(Pair):
     torch.Size([3, 100])
     """
 
+    default_encoder: ClassVar[type[MLP]] = MLP
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -63,7 +65,9 @@ class VAE(Pair):
         event_shape = as_shape(event_shape)
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
         self.event_shape, self.latent_dim = event_shape, latent_dim
-        self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
+        self.encoder = filled(
+            "encoder", self.default_encoder(event_shape, hidden) if encoder is None else encoder, event_shape
+        )
         self.decoder = filled(
             "decoder", MLP(latent_dim, hidden[::-1]) if decoder is None else decoder, latent_dim, event_shape
         )

@@ -19,7 +19,7 @@ Nothing here knows a pair, an objective or a data set: arguments are tensors, ar
 from pyrovae.plots.checks import predictive_check, predictive_checks
 from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
-from pyrovae.plots.images import image_grid, interpolation, reconstructions, samples
+from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, samples
 from pyrovae.plots.latents import (
     capacity_curves,
     latent_densities,
@@ -33,6 +33,7 @@ from pyrovae.plots.topics import topic_words
 
 __all__ = [
     "capacity_curves",
+    "completions",
     "image_grid",
     "interpolation",
     "latent_densities",

@@ -1,4 +1,4 @@
-"""The conditionals of topic models, in `pyrovae.conditionals` with the others.
+"""The conditionals of topic models.
 
 The likelihoods give a `pyrovae.distributions.BagOfWords`. Their `forward(features, total_count=None)` takes the length
 of each document beside the features, for a model knows it from the x that it observes: a likelihood sees features only.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, dropout
 
 from pyrovae import distributions
-from pyrovae.conditionals import Conditional
+from pyrovae.conditionals.base import Conditional
 
 __all__ = ["BagOfWords", "NormalisedNormal", "ProductOfExperts", "TopicMixture"]
 
