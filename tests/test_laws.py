@@ -72,20 +72,6 @@ def vae(x: Tensor, **options: Any) -> tuple[VAE, tuple[Tensor]]:
     return VAE(x.shape[1:], 2, **{"hidden": (7,), **options}), (x,)
 
 
-class FullNormal(conditionals.Conditional):
-    """Somebody's posterior with correlations."""
-
-    def __init__(self, feature_shape, event_shape):
-        super().__init__(feature_shape, event_shape, num_parameters=3)
-
-    def forward(self, features):
-        loc, log_scale, below = self.head(features)
-        scale_tril = torch.diag_embed(log_scale.exp()) + below.sum(-1)[..., None, None].expand(
-            *loc.shape, loc.size(-1)
-        ).tril(-1)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
-
-
 class MixturePrior(nn.Module):
     """Somebody's learned prior, whose KL has no closed form."""
 
@@ -318,6 +304,16 @@ LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "DiscretizedLogistic": (partial(conditionals.DiscretizedLogistic, levels=16), (16 * uniform(6)).floor() / 15),
 }
 
+POSTERIORS: dict[str, Any] = {
+    "low-rank": partial(conditionals.LowRankNormal, rank=1),
+    "full": conditionals.FullNormal,
+    "mixture": partial(conditionals.NormalMixture, num_components=2),
+    "planar": partial(conditionals.PlanarFlow, num_steps=2),
+    "radial": partial(conditionals.RadialFlow, num_steps=2),
+    "IAF": partial(conditionals.IAF, num_steps=2, hidden=(5,)),
+    "spline": partial(conditionals.SplineFlow, num_steps=2, num_bins=3, hidden=(5,)),
+}
+
 PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
     "VAE convolutional": partial(
@@ -327,7 +323,7 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         decoder=partial(nets.ConvDecoder, channels=(4, 3)),
     ),
     "VAE linear": partial(vae, uniform(6), hidden=(), likelihood=conditionals.LearnedNormal),
-    "VAE full posterior": partial(vae, bits(6), posterior=FullNormal),
+    **{f"VAE {name} posterior": partial(vae, bits(6), posterior=posterior) for name, posterior in POSTERIORS.items()},
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
     "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
@@ -387,9 +383,12 @@ def dreams(known: Structure) -> bool:
     return local_samples(known) and set(known.observed) == set(known.supports) != set()
 
 
+CORRELATED = tuple(getattr(posterior, "func", posterior) for posterior in POSTERIORS.values())
+
+
 def one_code(known: Structure) -> bool:
     """One sampled latent, of data, and independent dims."""
-    dependent = any(isinstance(module, (FullNormal, LinearGaussian)) for module in known.modules)
+    dependent = any(isinstance(module, (*CORRELATED, LinearGaussian)) for module in known.modules)
     return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
 
 
@@ -470,7 +469,9 @@ def test_the_table_holds_every_part_of_the_library():
     held = {type(m) for pair, _ in ALL.values() if isinstance(pair, nn.Module) for m in pair.modules()}
     for library in (models, nets, conditionals, priors):
         classes = [getattr(library, name) for name in library.__all__]
-        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional}
+        missing = (
+            {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional, conditionals.Flow}
+        )
         assert not missing, f"no row of PAIRS holds {missing}"
 
 

@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
 from pyrovae.conditionals.likelihoods import (
     Bernoulli,
     Categorical,
@@ -22,9 +23,11 @@ from pyrovae.conditionals.likelihoods import (
     DiscretizedLogistic,
     Multinomial,
 )
-from pyrovae.conditionals.normal import DiagonalNormal, FixedNormal, LearnedNormal
+from pyrovae.conditionals.mixture import NormalMixture
+from pyrovae.conditionals.normal import DiagonalNormal, FixedNormal, FullNormal, LearnedNormal, LowRankNormal
 
 __all__ = [
+    "IAF",
     "Bernoulli",
     "Categorical",
     "Conditional",
@@ -33,6 +36,13 @@ __all__ = [
     "DiagonalNormal",
     "DiscretizedLogistic",
     "FixedNormal",
+    "Flow",
+    "FullNormal",
     "LearnedNormal",
+    "LowRankNormal",
     "Multinomial",
+    "NormalMixture",
+    "PlanarFlow",
+    "RadialFlow",
+    "SplineFlow",
 ]
