@@ -24,6 +24,7 @@ from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluat
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.models.base import random_sites
+from pyrovae.objectives.draws import density
 
 __all__ = ["Surgery", "surgery"]
 
@@ -126,7 +127,7 @@ def surgery(
             z = torch.cat(drawn)  # (S, *event), in the order of chosen
         else:
             z, chosen = values, None
-        pieces = _scores(on, posteriors, prior, z, chosen, progress)
+        pieces = _scores(on, name, posteriors, prior, z, chosen, progress)
     result = _summed(pieces, name, total)
     try:
         result.units = active_units(pair, data, site=name, plate=plate, seed=seed, batch_size=batch_size)
@@ -172,7 +173,7 @@ def _distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distr
         posteriors.append(trace.nodes[name]["fn"])
         p = model.nodes[name]["fn"]
         z = trace.nodes[name]["value"]
-        at_first = p.log_prob(z[:1].expand_as(z))
+        at_first = density(name, p, z[:1].expand_as(z))
         if not torch.allclose(at_first, at_first[:1].expand_as(at_first), rtol=1e-5, atol=1e-5):
             raise ValueError(f"the prior of {name!r} depends on the datum, so that there is no one p(z) for q(z)")
         prior = p if prior is None else prior
@@ -217,6 +218,7 @@ def _per_dimension(q: Distribution) -> Distribution | None:
 
 def _scores(
     on: Evaluation,
+    name: str,
     posteriors: Sequence[Distribution],
     prior: Distribution,
     z: Tensor,
@@ -233,7 +235,7 @@ def _scores(
     with tqdm(total=len(z), desc="surgery", unit="draw", disable=not progress) as bar:
         for start in range(0, len(z), chunk):
             points = z[start : start + chunk].unsqueeze(1)  # (S, 1, *event)
-            log_q = torch.cat([q.log_prob(points).double() for q in posteriors], 1)  # (S, N)
+            log_q = torch.cat([density(name, q, points).double() for q in posteriors], 1)  # (S, N)
             aggregate = torch.logsumexp(log_q, 1) - math.log(total)
             parts[0].append(aggregate)
             if chosen is None:
