@@ -76,20 +76,6 @@ def vae(x: Tensor, **options: Any) -> tuple[VAE, tuple[Tensor]]:
     return VAE(x.shape[1:], 2, **{"hidden": (7,), **options}), (x,)
 
 
-class FullNormal(conditionals.Conditional):
-    """Somebody's posterior with correlations."""
-
-    def __init__(self, feature_shape, event_shape):
-        super().__init__(feature_shape, event_shape, num_parameters=3)
-
-    def forward(self, features):
-        loc, log_scale, below = self.head(features)
-        scale_tril = torch.diag_embed(log_scale.exp()) + below.sum(-1)[..., None, None].expand(
-            *loc.shape, loc.size(-1)
-        ).tril(-1)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
-
-
 def trained(prior: Callable[..., nn.Module], noise: float = 0.3, **options: Any) -> Callable[..., nn.Module]:
     """What makes a flow whose networks say something, where a new one is the identity and some gradients are zero."""
 
@@ -370,6 +356,16 @@ LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
 
 TOPICS = counts(6, 9) * torch.tensor([[1.0], [0.0], [2.0], [1.0]]) + torch.eye(6)[[0, 3, 3, 5]]  # of other lengths
 
+POSTERIORS: dict[str, Any] = {
+    "low-rank": partial(conditionals.LowRankNormal, rank=1),
+    "full": conditionals.FullNormal,
+    "mixture": partial(conditionals.NormalMixture, num_components=2),
+    "planar": partial(conditionals.PlanarFlow, num_steps=2),
+    "radial": partial(conditionals.RadialFlow, num_steps=2),
+    "IAF": partial(conditionals.IAF, num_steps=2, hidden=(5,)),
+    "spline": partial(conditionals.SplineFlow, num_steps=2, num_bins=3, hidden=(5,)),
+}
+
 PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
     "VAE convolutional": partial(
@@ -379,7 +375,7 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         decoder=partial(nets.ConvDecoder, channels=(4, 3)),
     ),
     "VAE linear": partial(vae, uniform(6), hidden=(), likelihood=conditionals.LearnedNormal),
-    "VAE full posterior": partial(vae, bits(6), posterior=FullNormal),
+    **{f"VAE {name} posterior": partial(vae, bits(6), posterior=posterior) for name, posterior in POSTERIORS.items()},
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
     "VAE mixture prior": partial(vae, bits(6), prior=partial(priors.GaussianMixture, num_components=3, spread=0.95)),
     "VAE Vamp prior": partial(vae, bits(6), prior=partial(priors.VampPrior, num_components=3, learn_weights=True)),
@@ -502,10 +498,13 @@ def dreams(known: Structure) -> bool:
     return scored(known) and set(known.observed) == set(known.supports) != set()
 
 
+CORRELATED = tuple(getattr(posterior, "func", posterior) for posterior in POSTERIORS.values())
+
+
 def one_code(known: Structure) -> bool:
     """One sampled latent, of data, and independent dims."""
     dependent = any(
-        isinstance(module, (FullNormal, LinearGaussian, models.NormalizingFlow)) for module in known.modules
+        isinstance(module, (*CORRELATED, LinearGaussian, models.NormalizingFlow)) for module in known.modules
     )
     return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
 
@@ -602,7 +601,8 @@ def test_the_table_holds_every_part_of_the_library():
     held = {type(m) for pair, _ in ALL.values() if isinstance(pair, nn.Module) for m in pair.modules()}
     for library in (models, nets, conditionals, priors):
         classes = [getattr(library, name) for name in library.__all__]
-        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional, priors.Flow}
+        bases = {conditionals.Conditional, conditionals.Flow, priors.Flow}
+        missing = {cls for cls in classes if isinstance(cls, type)} - held - bases
         assert not missing, f"no row of PAIRS holds {missing}"
 
 

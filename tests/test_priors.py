@@ -12,11 +12,11 @@ import torch
 from pyro.distributions import transforms as pyro_transforms
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from test_laws import FullNormal, trained
+from test_laws import trained
 from torch import nn
 
 from pyrovae import VAE, Pair, fit, ledger, load, log_weights, structure
-from pyrovae.conditionals import Conditional, DiagonalNormal
+from pyrovae.conditionals import Conditional, DiagonalNormal, FullNormal
 from pyrovae.models.base import evaluation_mode
 from pyrovae.nets import MLP
 from pyrovae.priors import (

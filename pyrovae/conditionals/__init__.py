@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
 from pyrovae.conditionals.likelihoods import (
     Bernoulli,
     Categorical,
@@ -23,10 +24,19 @@ from pyrovae.conditionals.likelihoods import (
     Multinomial,
 )
 from pyrovae.conditionals.mixed import Mixed
-from pyrovae.conditionals.normal import DiagonalNormal, FixedNormal, LearnedNormal, SoftplusNormal
+from pyrovae.conditionals.mixture import NormalMixture
+from pyrovae.conditionals.normal import (
+    DiagonalNormal,
+    FixedNormal,
+    FullNormal,
+    LearnedNormal,
+    LowRankNormal,
+    SoftplusNormal,
+)
 from pyrovae.conditionals.topics import BagOfWords, NormalisedNormal, ProductOfExperts, TopicMixture
 
 __all__ = [
+    "IAF",
     "BagOfWords",
     "Bernoulli",
     "Categorical",
@@ -36,11 +46,18 @@ __all__ = [
     "DiagonalNormal",
     "DiscretizedLogistic",
     "FixedNormal",
+    "Flow",
+    "FullNormal",
     "LearnedNormal",
+    "LowRankNormal",
     "Mixed",
     "Multinomial",
+    "NormalMixture",
     "NormalisedNormal",
+    "PlanarFlow",
     "ProductOfExperts",
+    "RadialFlow",
     "SoftplusNormal",
+    "SplineFlow",
     "TopicMixture",
 ]

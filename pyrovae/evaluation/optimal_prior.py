@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density, with_error
 from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import BUDGET, check_counts, evaluating
-from pyrovae.evaluation.surgery import _distributions, _log_prior, _log_q, _only_latent
+from pyrovae.evaluation.surgery import distributions, log_prior, log_posteriors, only_latent
 from pyrovae.models.base import evaluation_mode
 from pyrovae.objectives import ledger
 
@@ -112,8 +112,8 @@ def compare_priors(
         evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on,
         evaluation_mode(*given.values()),
     ):
-        name = _only_latent(on)
-        posteriors, own_prior = _distributions(on, name)
+        name = only_latent(on)
+        posteriors, own_prior = distributions(on, name)
         drawn_z, fitted, density = [], [], True
         for run, batch, _ in on:
             check_support(on, batch)
@@ -130,10 +130,10 @@ def compare_priors(
         scores: dict[str, list[Tensor]] = {key: [] for key in ("own", OPTIMAL, OWN, *others)}
         with tqdm(total=len(flat), desc="priors", unit="draw", disable=not progress) as bar:
             for points, row in zip(flat.split(chunk), rows.split(chunk), strict=True):
-                log_q = _log_q(posteriors, points.unsqueeze(1))  # (S, N)
+                log_q = log_posteriors(name, posteriors, points.unsqueeze(1))  # (S, N)
                 scores["own"].append(log_q.gather(1, row.unsqueeze(1)).squeeze(1))
                 scores[OPTIMAL].append(torch.logsumexp(log_q, 1) - math.log(total))
-                scores[OWN].append(_log_prior(own_prior, points))
+                scores[OWN].append(log_prior(own_prior, points))
                 for key, prior in others.items():
                     scores[key].append(prior.log_prob(points).double())
                 bar.update(len(points))

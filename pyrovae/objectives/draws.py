@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 
-__all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same", "scored"]
+__all__ = ["Draw", "Term", "Weight", "density", "draw_terms", "expected", "one", "same", "scored"]
 
 
 @dataclass(frozen=True)
@@ -367,9 +367,25 @@ def draw_terms(
 def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
     """The terms of a trace's random sites."""
     for site in random_sites(trace):
-        value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+        value = _at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
         yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))
+
+
+def density(name: str, fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """log-density of a site's distribution at a value.
+
+    Raises:
+        ValueError: where a transform without inverse did not draw the value itself.
+    """
+    try:
+        return fn.log_prob(value, *args, **kwargs)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"the density of site {name!r} ({type(fn).__name__}) can't be computed at a value that was not just drawn "
+            f"from it ({' '.join(str(error).split())[:120]}); use transforms with an inverse, such as those of "
+            "pyrovae.conditionals.PlanarFlow, or an objective that scores its own samples, such as IWAE(K)"
+        ) from error
 
 
 def _scale(site: dict[str, Any]) -> float | Tensor:
