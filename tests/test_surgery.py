@@ -230,6 +230,6 @@ def test_a_guide_without_density_at_other_points_is_told():
             pyro.sample("z", dist.TransformedDistribution(dist.Normal(loc, 1.0).to_event(1), [planar]))
 
     with pytest.raises(
-        ValueError, match="the density of site 'z' .* can't be computed at a value that was not just drawn"
+        ValueError, match=r"the density of site 'z' .* can't be computed at a value that was not just drawn"
     ):
         surgery((pair.model, guide), pair.sample(5))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density, with_error
 from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import BUDGET, check_counts, evaluating
-from pyrovae.evaluation.surgery import distributions, log_prior, log_posteriors, only_latent
+from pyrovae.evaluation.surgery import distributions, log_posteriors, log_prior, only_latent
 from pyrovae.models.base import evaluation_mode
 from pyrovae.objectives import ledger
 
