@@ -31,7 +31,6 @@ from pyrovae.priors import (
     StandardNormal,
     VampPrior,
 )
-from pyrovae.priors.flow import RationalQuadraticSpline
 
 
 def points(rows=5, seed=3):
@@ -502,8 +501,8 @@ def test_inverses_and_jacobians_of_flows(name, length):
     for transform in d.transforms:
         z = transform(e)
         assert not torch.allclose(z, e)
-        assert torch.allclose(transform.inv(z), e, atol=1e-10)
-        assert torch.allclose(transform(transform.inv(e)), e, atol=1e-10)
+        assert torch.allclose(transform.inv(z.clone()), e, atol=1e-10)  # a copy, of which it remembers nothing
+        assert torch.allclose(transform(transform.inv(e).clone()), e, atol=1e-10)
         jacobian = torch.stack([torch.autograd.functional.jacobian(transform, one) for one in e])
         want = torch.linalg.slogdet(jacobian).logabsdet
         assert torch.allclose(transform.log_abs_det_jacobian(e, z), want, atol=1e-10)
@@ -549,56 +548,6 @@ def test_a_flow_that_has_run_is_copied(name):
         for parameter in other.parameters():
             parameter.add_(0.3)
     assert not torch.allclose(flow().log_prob(z), other().log_prob(z))
-
-
-def spline_of(seed, bins=6):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(3, n, generator=generator, dtype=torch.float64) for n in (bins, bins, bins - 1)]
-
-
-def test_the_spline_is_pyros_between_its_inner_knots():
-    """Pyro's slopes at both ends are 0.999; between the inner knots both are the same function."""
-    widths, heights, slopes = spline_of(0)
-    ours = RationalQuadraticSpline(widths, heights, slopes, bound=2.0)
-    theirs = pyro_transforms.Spline(3, 6, bound=2.0, order="quadratic").double()
-    with torch.no_grad():
-        theirs.unnormalized_widths.copy_(widths)
-        theirs.unnormalized_heights.copy_(heights)
-        theirs.unnormalized_derivatives.copy_(slopes + math.log(math.exp(1 - 1e-3) - 1))
-    inner = ours.x[:, 1:-1]  # (3, 5)
-    share = torch.linspace(0.001, 0.999, 50, dtype=torch.float64)[:, None]
-    x = inner[:, 0] + share * (inner[:, -1] - inner[:, 0])
-    y = ours(x)
-    assert torch.allclose(y, theirs(x), atol=1e-10)
-    assert torch.allclose(ours.log_abs_det_jacobian(x, y), theirs.log_abs_det_jacobian(x, theirs(x)), atol=1e-8)
-    assert not torch.allclose(y, x, atol=0.05)
-
-
-def test_the_spline_is_smooth_at_its_knots_and_the_identity_outside():
-    spline = RationalQuadraticSpline(*spline_of(1), bound=2.0)
-    for knot in spline.x.T:
-        below, above = knot - 1e-9, knot + 1e-9
-        assert torch.allclose(spline(below), spline(above), atol=1e-7)
-        slopes = [spline.log_abs_det_jacobian(x, spline(x)) for x in (below, above)]
-        assert torch.allclose(*slopes, atol=1e-4)  # which bend by up to 1e4
-    outside = torch.tensor([-30.0, 2.5, 1e4], dtype=torch.float64)
-    assert torch.equal(spline(outside), outside)
-    assert torch.equal(spline.inv(outside), outside)
-    assert not spline.log_abs_det_jacobian(outside, outside).any()
-
-
-@pytest.mark.parametrize("extreme", [-50.0, 50.0])
-def test_splines_of_extreme_parameters_stay_finite(extreme):
-    parameters = [extreme * p.sign() for p in spline_of(2)]
-    for p in parameters:
-        p.requires_grad_()
-    x = torch.linspace(-4, 4, 100, dtype=torch.float64)[:, None].expand(-1, 3)
-    spline = RationalQuadraticSpline(*parameters)
-    y = spline(x)
-    assert (y.diff(dim=0) > 0).all()
-    assert torch.allclose(spline.inv(y), x, atol=1e-6)
-    gradients = torch.autograd.grad((spline.inv(x) + spline.log_abs_det_jacobian(x, y)).sum(), parameters)
-    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", ["Planar", "Radial", "Sylvester"])
