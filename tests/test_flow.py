@@ -16,7 +16,6 @@ from torch import nn
 import pyrovae as pv
 from pyrovae.cli import main
 from pyrovae.data import Data, Split, dequantize
-from pyrovae.distributions import TolerantDelta
 from pyrovae.evaluation import generate, reconstruct
 from pyrovae.models.base import structure
 from pyrovae.models.flow import AffineCoupling, SplineCoupling
@@ -256,15 +255,6 @@ def test_a_batch_that_is_one_tensor_is_inverted_with_the_parameters_of_now():
     assert (after - before).abs().max() > 1e-2
     assert torch.allclose(pair.transform(after)[0], x, atol=1e-9)
     copy.deepcopy(pair)
-
-
-def test_a_delta_is_a_point_within_its_tolerance():
-    point = TolerantDelta(torch.tensor([[1.0, -3.0]]), torch.tensor([0.7]), 1, tolerance=0.01).expand((4, 1))
-    x = torch.tensor([[1.019, -2.961], [1.021, -3.0], [1.0, -2.959], [1.0, -3.0]]).unsqueeze(1)
-    assert point.log_prob(x).flatten().tolist() == pytest.approx([0.7, -math.inf, -math.inf, 0.7])
-    assert (point.tolerance, point.event_shape, point.batch_shape) == (0.01, (2,), (4, 1))
-    with pytest.raises(ValueError, match=r"tolerance is 0, expected a positive number"):
-        TolerantDelta(torch.zeros(2), tolerance=0)
 
 
 def test_what_is_not_the_decoding_has_no_density():

@@ -12,13 +12,15 @@ import torch
 from pyro.distributions import transforms as pyro_transforms
 from safetensors.torch import load_file, save_file
 from scipy import stats
+from test_capture import compare
 from test_laws import trained
 from torch import nn
 
 from pyrovae import VAE, Pair, fit, ledger, load, log_weights, structure
-from pyrovae.conditionals import Conditional, DiagonalNormal, FullNormal
+from pyrovae.conditionals import IAF, Conditional, DiagonalNormal, FullNormal, PlanarFlow
 from pyrovae.models.base import evaluation_mode
 from pyrovae.nets import MLP
+from pyrovae.objectives import IWAE
 from pyrovae.priors import (
     AggregatedPosterior,
     ClassConditional,
@@ -31,6 +33,7 @@ from pyrovae.priors import (
     StandardNormal,
     VampPrior,
 )
+from pyrovae.training.step import Step
 
 
 def points(rows=5, seed=3):
@@ -51,7 +54,13 @@ class FlowPosterior(Conditional):
         return dist.ConditionalTransformedDistribution(base, [self.flow]).condition(features)
 
 
-POSTERIORS = {"diagonal": DiagonalNormal, "full": FullNormal, "flow": FlowPosterior}
+POSTERIORS = {
+    "diagonal": DiagonalNormal,
+    "full": FullNormal,
+    "planar": partial(PlanarFlow, num_steps=2),
+    "IAF": partial(IAF, num_steps=2),
+    "somebody's flow": FlowPosterior,
+}
 
 
 def pair_with(prior, posterior=DiagonalNormal, latent_dim=2):
@@ -282,6 +291,24 @@ def test_the_density_is_the_mean_of_the_posteriors(posterior):
     assert each.std(1).max() > 0.1, "the posteriors are too alike to tell"
 
 
+@pytest.mark.parametrize("posterior", ["planar", "IAF"])
+def test_a_vamp_prior_of_flows_in_a_captured_step_and_in_a_copy(posterior):
+    """The prior asks each component for its density at the draws of the others, and that takes inverses."""
+    torch.manual_seed(0)
+    vae, x = pair_with(partial(VampPrior, num_components=3), POSTERIORS[posterior]), points().round()
+    compare(Step(vae, IWAE(3), structure(vae, x)), x)
+    z = torch.randn(6, 2)
+    before, twin = vae.prior().log_prob(z), copy.deepcopy(vae)
+    with torch.no_grad():
+        for parameter in vae.posterior.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(twin.prior().log_prob(z), before)
+    assert not torch.allclose(vae.prior().log_prob(z), before)
+    run = fit(vae, x, max_epochs=30, batch_size=5, lr=3e-3, seed=0, progress=False, compile=False)
+    losses = run.history["train_loss"]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
 def test_pseudo_inputs_that_are_the_data_are_the_aggregate():
     x = points(6)
     torch.manual_seed(0)
@@ -307,10 +334,11 @@ def test_learned_weights_weigh_the_components():
     assert not any("logits" in name for name in pair_with(VampPrior).state_dict())
 
 
+@pytest.mark.parametrize("posterior", ["diagonal", "planar", "IAF"])
 @pytest.mark.parametrize("which", ["encoder.layers.0.weight", "prior.pseudo_inputs"])
-def test_the_gradient_of_a_vamp_prior_is_a_finite_difference(which):
+def test_the_gradient_of_a_vamp_prior_is_a_finite_difference(which, posterior):
     torch.manual_seed(0)
-    vae = pair_with(partial(VampPrior, num_components=3, data=points())).double()
+    vae = pair_with(partial(VampPrior, num_components=3, data=points()), POSTERIORS[posterior]).double()
     z = torch.randn(2, dtype=torch.float64)
     parameter = dict(vae.named_parameters())[which]
     (gradient,) = torch.autograd.grad(vae.prior().log_prob(z), parameter)
