@@ -82,7 +82,7 @@ class Given(nn.Module):
         self.layer = layer
 
     def forward(self, kept):
-        shift, gate = self.layer.head(self.layer.features(kept))[0].unbind(-1)
+        shift, gate = self.layer.head(self.layer.features(kept))[0].unbind(-2)
         return shift, 3 * torch.tanh(gate / 3)
 
 

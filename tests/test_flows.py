@@ -39,7 +39,7 @@ def network(num_parameters, length=3):
     """Some parameters that depend on the elements before each."""
     weight = torch.randn(num_parameters, length, length).tril(-1)
     bias = torch.randn(num_parameters, length, 1)
-    return lambda x: (weight @ x[..., None, :, None] + bias).squeeze(-1).mT  # (..., length, num_parameters)
+    return lambda x: (weight @ x[..., None, :, None] + bias).squeeze(-1)  # (..., num_parameters, length)
 
 
 def noisy(layer):
@@ -113,7 +113,7 @@ def test_the_inverse_has_the_derivatives_by_the_parameters(make):
 
 @pytest.mark.parametrize("elements", [AffineElements(), SplineElements(num_bins=4, bound=2.0)])
 def test_elements_have_the_derivatives_by_the_parameters(elements):
-    y, parameters = torch.randn(5, 3), torch.randn(5, 3, elements.num_parameters, requires_grad=True)
+    y, parameters = torch.randn(5, 3), torch.randn(5, elements.num_parameters, 3, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p: elements.forward(y, p), parameters, atol=1e-5)
     assert torch.autograd.gradcheck(lambda p: elements.inverse(y, p), parameters, atol=1e-5)
 
@@ -123,7 +123,7 @@ def test_elements_have_the_derivatives_by_the_parameters(elements):
 def test_parameters_may_have_more_leading_dims_than_the_point(name, inverse):
     """One point under each of many contexts."""
     elements = {"affine": AffineElements(), "spline": SplineElements(num_bins=4)}[name]
-    of_x, of_context, x = network(elements.num_parameters), torch.randn(5, 3, elements.num_parameters), torch.randn(3)
+    of_x, of_context, x = network(elements.num_parameters), torch.randn(5, elements.num_parameters, 3), torch.randn(3)
     many = Autoregressive(lambda x: of_x(x) + of_context, elements, range(3))
     found, log_det = many.inverse(x) if inverse else many.forward(x)
     for row in range(5):
@@ -175,10 +175,10 @@ def test_a_transform_goes_with_its_graph(name):
     try:
         x = torch.randn(5, 3, requires_grad=True)
         y = f(x)
-        f.inv(y), f.inv(y.clone())
-        held = weakref.ref(y)
+        f.inv(y)
+        held = weakref.ref(y), weakref.ref(f)
         del f, x, y
-        assert held() is None
+        assert [reference() for reference in held] == [None, None]
     finally:
         gc.enable()
 
@@ -193,7 +193,7 @@ def test_layers_that_have_run_are_copied(layer):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_comes_back(name):
-    """As near as rounding lets it: the folds lose digits by the slope's reciprocal."""
+    """As near as rounding lets it: digits are lost by the reciprocal of the slope, most at folds."""
     f = bijections()[name]
     for key, value in vars(f).items():
         if isinstance(value, torch.Tensor):
@@ -207,7 +207,7 @@ def test_float32_comes_back(name):
     y, log_det = f.forward(x)
     back, at_back = f.inverse(y)
     assert y.dtype == log_det.dtype == back.dtype == at_back.dtype == torch.float32
-    torch.testing.assert_close(back, x, rtol=1e-4, atol=2e-2 if "folded" in name else 2e-4)
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=2e-2 if "folded" in name else 1e-3)
 
 
 # Pyro's maps ----------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_affine_couplings_are_pyros(inverse):
 
     class Given(nn.Module):
         def forward(self, kept):
-            shift, gate = layer.head(layer.features(kept))[0].unbind(-1)
+            shift, gate = layer.head(layer.features(kept))[0].unbind(-2)
             return shift, 3 * torch.tanh(gate / 3)
 
     theirs = dist.transforms.AffineCoupling(2, Given())
@@ -260,13 +260,13 @@ def spline_of(seed, bins=6, bound=2.0):
     """A spline, and parameters of three numbers."""
     spline = SplineElements(num_bins=bins, bound=bound)
     generator = torch.Generator().manual_seed(seed)
-    return spline, torch.randn(3, spline.num_parameters, generator=generator)
+    return spline, torch.randn(spline.num_parameters, 3, generator=generator)
 
 
 def knots(spline, parameters):
-    """(3, K + 1), by hand."""
-    shares = 1e-3 + (1 - 1e-3 * spline.num_bins) * parameters[:, : spline.num_bins].softmax(-1)
-    return spline.bound * (2 * nn.functional.pad(shares.cumsum(-1), (1, 0)) - 1)
+    """(K + 1, 3), by hand."""
+    shares = 1e-3 + (1 - 1e-3 * spline.num_bins) * parameters[: spline.num_bins].softmax(0)
+    return spline.bound * (2 * torch.cat([torch.zeros(1, 3), shares.cumsum(0)]) - 1)
 
 
 def test_the_spline_is_pyros_between_its_inner_knots():
@@ -274,12 +274,12 @@ def test_the_spline_is_pyros_between_its_inner_knots():
     spline, parameters = spline_of(0)
     theirs = dist.transforms.Spline(3, 6, bound=2.0, order="quadratic")
     with torch.no_grad():
-        theirs.unnormalized_widths.copy_(parameters[:, :6])
-        theirs.unnormalized_heights.copy_(parameters[:, 6:12])
-        theirs.unnormalized_derivatives.copy_(parameters[:, 12:] + math.log(math.exp(1 - 1e-3) - 1))
-    inner = knots(spline, parameters)[:, 1:-1]  # (3, 5)
+        theirs.unnormalized_widths.copy_(parameters[:6].T)
+        theirs.unnormalized_heights.copy_(parameters[6:12].T)
+        theirs.unnormalized_derivatives.copy_(parameters[12:].T + math.log(math.exp(1 - 1e-3) - 1))
+    inner = knots(spline, parameters)[1:-1]  # (5, 3)
     share = torch.linspace(0.001, 0.999, 50)[:, None]
-    x = inner[:, 0] + share * (inner[:, -1] - inner[:, 0])
+    x = inner[0] + share * (inner[-1] - inner[0])
     y, log_slope = spline.forward(x, parameters)
     assert torch.allclose(y, theirs(x), atol=1e-10)
     assert torch.allclose(log_slope, theirs.log_abs_det_jacobian(x, theirs(x)), atol=1e-8)
@@ -288,7 +288,7 @@ def test_the_spline_is_pyros_between_its_inner_knots():
 
 def test_the_spline_is_smooth_at_its_knots_and_the_identity_outside():
     spline, parameters = spline_of(1)
-    for knot in knots(spline, parameters).T:
+    for knot in knots(spline, parameters):
         (below, log_below), (above, log_above) = (spline.forward(knot + e, parameters) for e in (-1e-9, 1e-9))
         assert torch.allclose(below, above, atol=1e-7)
         assert torch.allclose(log_below, log_above, atol=1e-4)  # which bend by up to 1e4
@@ -314,9 +314,19 @@ def test_splines_of_extreme_parameters_stay_finite(extreme):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
+def test_gradients_far_outside_a_spline_are_finite(inverse):
+    spline, parameters = spline_of(3)
+    x, parameters = torch.tensor([-1e200, 1e200, 3.0], requires_grad=True), parameters.requires_grad_()
+    y, log_slope = (spline.inverse if inverse else spline.forward)(x, parameters)
+    of_x, of_parameters = torch.autograd.grad((y + log_slope).sum(), (x, parameters))
+    assert torch.equal(of_x, torch.ones(3))
+    assert not of_parameters.any()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
 def test_splines_are_monotone_and_their_slopes_are_autograds(inverse):
     spline = SplineElements(num_bins=4, bound=3.0)
-    parameters = 2 * torch.randn(1000, 11, generator=torch.Generator().manual_seed(0))
+    parameters = 2 * torch.randn(11, 1000, generator=torch.Generator().manual_seed(0))
     x = torch.linspace(-3.5, 3.5, 1000, requires_grad=True)
     there, back = (spline.inverse, spline.forward) if inverse else (spline.forward, spline.inverse)
     y, log_slope = there(x, parameters)
@@ -324,9 +334,9 @@ def test_splines_are_monotone_and_their_slopes_are_autograds(inverse):
     assert torch.allclose(slope.log() * (-1 if inverse else 1), log_slope, atol=1e-8)
     assert torch.allclose(back(y, parameters)[0], x, atol=1e-9)
     assert torch.equal(y[x.abs() > 3], x[x.abs() > 3])
-    assert (there(x, parameters[0])[0].diff() > 0).all()
+    assert (there(x, parameters[:, :1])[0].diff() > 0).all()
     ends = torch.tensor([-3 + 1e-9, 3 - 1e-9])
-    assert there(ends, parameters[:2])[1].abs().max() < 1e-4  # slope 1: the density has no step
+    assert there(ends, parameters[:, :2])[1].abs().max() < 1e-4  # slope 1: the density has no step
     assert torch.allclose(there(x, torch.zeros_like(parameters))[0], x, atol=1e-9)
 
 

@@ -222,7 +222,7 @@ def _masked_network(length: int, context: int, sizes: list[int], num_parameters:
 def _parameters(network: nn.Module, context: Tensor, x: Tensor) -> Tensor:
     leading = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
     # Under autocast the products are in half precision, and nothing else.
-    return network(x.expand(*leading, -1), context).to(x.dtype).mT  # (..., L, num_parameters)
+    return network(x.expand(*leading, -1), context).to(x.dtype)  # (..., num_parameters, L)
 
 
 class IAF(_AutoregressiveFlow):

@@ -15,12 +15,15 @@ FLOOR = 1e-3  # of each bin's share of the interval and of each slope, those of 
 
 
 class Elements(Protocol):
-    """y = g(x; parameters) of each number by itself; zeros for all parameters are the identity."""
+    """y = g(x; parameters) of each number by itself; zeros for all parameters are the identity.
+
+    Parameters stand before the numbers, (..., P, D) beside (..., D), which keeps the loops over bins long and fast.
+    """
 
     num_parameters: int
 
     def forward(self, x: Tensor, parameters: Tensor, /) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx of numbers x (...) and parameters (..., num_parameters), which broadcast."""
+        """y and log dy/dx of numbers x (..., D) and parameters (..., num_parameters, D), which broadcast."""
         ...
 
     def inverse(self, y: Tensor, parameters: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -31,14 +34,14 @@ class Elements(Protocol):
 class AffineElements:
     """y = exp(s) x + t with s = 3 tanh(gate / 3), so that no map scales by more than e^3 = 20, or less than 1/20.
 
-    >>> AffineElements().forward(torch.tensor(2.0), torch.tensor([1.0, 0.0]))  # t and the gate
-    (tensor(3.), tensor(0.))
+    >>> AffineElements().forward(torch.tensor([2.0]), torch.tensor([[1.0], [0.0]]))  # t and the gate
+    (tensor([3.]), tensor([0.]))
     """
 
     num_parameters = 2
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx = s of x (...) and parameters (..., 2)."""
+        """y and log dy/dx = s of x (..., D) and parameters (..., 2, D)."""
         shift, log_scale = self._read(parameters)
         return log_scale.exp() * x + shift, log_scale
 
@@ -48,7 +51,7 @@ class AffineElements:
         return (y - shift) * torch.exp(-log_scale), log_scale
 
     def _read(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        shift, gate = parameters.unbind(-1)
+        shift, gate = parameters.unbind(-2)
         return shift, 3 * torch.tanh(gate / 3)
 
 
@@ -75,7 +78,7 @@ class SplineElements:
     Source: Durkan, Bekasov, Murray & Papamakarios 2019, https://arxiv.org/abs/1906.04032, eqs. 4 to 8 and their floors.
 
     >>> spline = SplineElements(num_bins=4, bound=3.0)
-    >>> y, log_slope = spline.forward(torch.tensor([-5.0, 0.5, 2.0]), torch.zeros(spline.num_parameters))
+    >>> y, log_slope = spline.forward(torch.tensor([-5.0, 0.5, 2.0]), torch.zeros(spline.num_parameters, 3))
     >>> y, log_slope.abs().max() < 1e-5
     (tensor([-5.0000,  0.5000,  2.0000]), tensor(True))
     """
@@ -89,7 +92,7 @@ class SplineElements:
         self.num_bins, self.bound, self.num_parameters = num_bins, float(bound), 3 * num_bins - 1
 
     def forward(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log dy/dx of x (...) and parameters (..., 3 K - 1)."""
+        """y and log dy/dx of x (..., D) and parameters (..., 3 K - 1, D)."""
         inside, at, (x0, width, y0, height, s, d0, d1) = self._bin(x, parameters, inverse=False)
         t = (at - x0) / width
         curve = s + (d0 + d1 - 2 * s) * t * (1 - t)
@@ -108,24 +111,24 @@ class SplineElements:
 
     def _bin(self, value: Tensor, parameters: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Which values are inside, those values, and of the bin of each x_k, w, y_k, h, s, d_k and d_k+1."""
-        widths, heights, slopes = parameters.split([self.num_bins, self.num_bins, self.num_bins - 1], -1)
-        xs, ys = self._knots(widths), self._knots(heights)  # (..., K + 1)
-        ds = pad(FLOOR + softplus(slopes + math.log(math.expm1(1 - FLOOR))), (1, 1), value=1.0)
+        widths, heights, slopes = parameters.split([self.num_bins, self.num_bins, self.num_bins - 1], -2)
+        xs, ys = self._knots(widths), self._knots(heights)  # (..., K + 1, D)
+        ds = pad(FLOOR + softplus(slopes + math.log(math.expm1(1 - FLOOR))), (0, 0, 1, 1), value=1.0)
         inside = value.abs() < self.bound
         at = torch.where(inside, value, 0.0)  # where it is not used, a value that has finite gradients
-        index = ((ys if inverse else xs)[..., 1:-1] <= at.unsqueeze(-1)).sum(-1, keepdim=True)  # bin 0 ... K - 1
+        index = ((ys if inverse else xs)[..., 1:-1, :] <= at.unsqueeze(-2)).sum(-2, keepdim=True)  # bin 0 ... K - 1
         (x0, x1), (y0, y1), (d0, d1) = (
-            (each.gather(-1, index).squeeze(-1), each.gather(-1, index + 1).squeeze(-1))
-            for each in (knots.expand(*index.shape[:-1], -1) for knots in (xs, ys, ds))
+            (each.gather(-2, index).squeeze(-2), each.gather(-2, index + 1).squeeze(-2))
+            for each in (knots.expand(*index.shape[:-2], -1, index.size(-1)) for knots in (xs, ys, ds))
         )
         width, height = x1 - x0, y1 - y0
         return inside, at, (x0, width, y0, height, height / width, d0, d1)
 
     def _knots(self, shares: Tensor) -> Tensor:
-        shares = FLOOR + (1 - FLOOR * self.num_bins) * shares.softmax(-1)
-        inner = self.bound * (2 * shares.cumsum(-1)[..., :-1] - 1)
+        shares = FLOOR + (1 - FLOOR * self.num_bins) * shares.softmax(-2)
+        inner = self.bound * (2 * shares.cumsum(-2)[..., :-1, :] - 1)
         # The ends are written, not summed up: what lies beyond them is the identity.
-        return pad(pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
+        return pad(pad(inner, (0, 0, 1, 0), value=-self.bound), (0, 0, 0, 1), value=self.bound)
 
 
 def _log_slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Coupling(nn.Module):
         self.elements, self.reads_second = elements, reads_second
         kept, moved = self.sizes[::-1] if reads_second else self.sizes
         self.features = MLP(kept, hidden, activation=nn.ReLU)
-        self.head = Head(self.features.feature_shape, (moved, elements.num_parameters))
+        self.head = Head(self.features.feature_shape, (elements.num_parameters, moved))
         near_zero_(self.head.layer)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ class Coupling(nn.Module):
 
     def _given(self, kept: Tensor) -> Tensor:
         (parameters,) = self.head(self.features(kept))
-        return parameters  # (..., moved, num_parameters)
+        return parameters  # (..., num_parameters, moved)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is kept, and what is moved."""
@@ -139,7 +139,7 @@ class Autoregressive:
     y takes one pass of the network, the inverse D of them, an element after the other.
 
     Args:
-        network: x (..., D) to parameters (..., D, P), such as Pyro's `ConditionalAutoRegressiveNN` on a context.
+        network: x (..., D) to parameters (..., P, D), such as Pyro's `ConditionalAutoRegressiveNN` on a context.
         elements: g.
         order: the elements, each after those that its parameters depend on.
 
@@ -159,9 +159,10 @@ class Autoregressive:
         found, log_det = list(torch.zeros_like(y).unbind(-1)), torch.zeros_like(y[..., 0])
         for i in self.order:
             # Of one element only: those whose turn has not come may overflow, and a mask's 0 times that is NaN.
-            parameters = self.network(torch.stack(found, -1))[..., i, :]
-            found[i], log_slope = self.elements.inverse(y[..., i], parameters)
-            found, log_det = list(torch.broadcast_tensors(*found)), log_det + log_slope
+            parameters = self.network(torch.stack(found, -1))[..., i : i + 1]
+            x, log_slope = self.elements.inverse(y[..., i : i + 1], parameters)
+            found[i] = x.squeeze(-1)
+            found, log_det = list(torch.broadcast_tensors(*found)), log_det + log_slope.squeeze(-1)
         return torch.stack(found, -1), log_det
 
 
