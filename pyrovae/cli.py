@@ -24,9 +24,19 @@ from pyrovae.checks import check
 from pyrovae.data import load as load_data
 from pyrovae.data import match
 from pyrovae.evaluation import generate
-from pyrovae.flags import Parser, add_objective_arguments, add_pair_arguments, first_line, objective, objective_names
+from pyrovae.flags import (
+    SLOTS,
+    Parser,
+    add_objective_arguments,
+    add_pair_arguments,
+    first_line,
+    objective,
+    objective_names,
+    slot,
+    written_out,
+)
 from pyrovae.models.base import as_pair, isolated_random_state
-from pyrovae.models.rebuild import build, family, named
+from pyrovae.models.rebuild import build, family, named, part
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback
 from pyrovae.training.runs import load as load_run
@@ -81,25 +91,28 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--root", type=str | None, default=None, help="folder of torchvision's data sets.")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision fetch what is missing.")
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
-    flags = add_objective_arguments(parser, flags)
+    flags = add_objective_arguments(parser, written_out(flags))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
     add_pair_arguments(parser, source)
     config = parser.parse_args(flags)
     options = config.clone().as_dict()
     options.pop("config", None)
+    if isinstance(source, type):
+        options |= {name: slot(name, options[name]) for name in SLOTS if name in options}
 
     data = load_data(options["data"], root=options["root"], download=options["download"], binarize=options["binarize"])
     if options["seed"] is None:
         options["seed"] = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(time.time_ns())))
     with isolated_random_state(options["seed"]):
         pair = _construct(source, options, data)
+        chosen = objective(options["objective"], pair=pair, data_size=len(data.train))
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
     callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
     run = fit(
         pair,
         data,
-        objective=objective(options["objective"], data_size=len(data.train)),
+        objective=chosen,
         callbacks=callbacks,
         **{
             key: options[key]
@@ -140,7 +153,8 @@ def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
         arguments["event_shape"] = data.event_shape
     if source.__name__ in models.__all__ and source is getattr(models, source.__name__):
         return build({"name": source.__name__, "arguments": {k: v for k, v in arguments.items() if v is not None}})
-    return as_pair(source(**arguments))
+    filled = {k: v if k not in SLOTS else part(k, v) for k, v in arguments.items() if k not in SLOTS or v is not None}
+    return as_pair(source(**filled))
 
 
 def _own(spelled: str) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import pyro
+import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import DiagonalNormal
@@ -59,6 +61,10 @@ class InpaintingVAE(VAE):
         """q(z | x_obs, mask), for each row of x."""
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(x, mask)))
+
+    def posterior_of(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) of rows that are observed in full, as the pseudo-inputs of a `VampPrior` are."""
+        return self.posterior(self.encoder(x, torch.ones_like(x, dtype=torch.bool)))
 
 
 class PartialVAE(InpaintingVAE):

@@ -167,6 +167,29 @@ class RatioObjective(Objective):
         self.critic_steps = critic_steps
         self.critic_optimizer = critic_optimizer
 
+    @classmethod
+    def critic_for(cls, pair: Any, *, hidden: Sequence[int] = (200, 200)) -> nn.Module:
+        """A critic of the kind that this objective takes, for a pair of the library: what the command line makes.
+
+        Args:
+            pair: one with a `latent_dim`.
+            hidden: sizes of its hidden layers.
+
+        Raises:
+            ValueError: for a pair without.
+
+        >>> from pyrovae import VAE
+        >>> FactorVAE.critic_for(VAE(4, latent_dim=2), hidden=(8,)).event_shapes
+        ((2,),)
+        """
+        latent_dim = getattr(pair, "latent_dim", None)
+        if not isinstance(latent_dim, int):
+            raise ValueError(
+                f"{cls.__name__} has a critic of z, and {type(pair).__name__} has no latent_dim to make one for; "
+                f"pass {cls.__name__}(DensityRatio(...)) to fit in Python"
+            )
+        return DensityRatio(latent_dim, hidden=hidden)
+
     @abstractmethod
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """Fresh draws for the critic: values of q and values of p, each a tuple for `critic(*values)`."""
