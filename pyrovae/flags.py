@@ -153,7 +153,7 @@ def _plain_type(parameter: inspect.Parameter) -> Any:
     plain["Sequence[int] | Sequence[Sequence[int]]"] = list[int] | list[list[int]]
     annotation = parameter.annotation
     if not isinstance(annotation, str):
-        annotation = inspect.formatannotation(annotation).removeprefix("collections.abc.")
+        annotation = inspect.formatannotation(annotation).replace("collections.abc.", "")
     if annotation in plain:
         return plain[annotation]
     return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None

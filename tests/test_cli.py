@@ -459,7 +459,7 @@ def test_flags_take_no_class_path(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["fit", "vae", flag, "{class_path: os.system, init_args: {command: 'touch hacked'}}"])
         assert not (tmp_path / "hacked").exists()
-        assert re.search("there is no|a number of at least 0", capsys.readouterr().err)
+        assert re.search("there is no|has options and no name|a number of at least 0", capsys.readouterr().err)
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):

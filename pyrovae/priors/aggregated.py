@@ -132,7 +132,7 @@ class PosteriorOfInputs(nn.Module):
         posterior_of = self.posterior_of
         if posterior_of is None:
             raise ValueError(
-                f"{type(self).__name__} is a mixture of posteriors q(z | x) and knows none: this pair binds it to none; "
+                f"{type(self).__name__} is a mixture of posteriors q(z | x) and knows none, bound to no pair; "
                 "use it in a VAE, or call prior.bind(pair.posterior_of, event_shape) with a method of the pair, "
                 "x -> q(z | x)"
             )
