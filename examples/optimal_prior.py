@@ -67,8 +67,9 @@ def main() -> None:
         }
         print(f"\nguide and decoder of the pair with the {name} prior; test log-likelihood {likelihood}\n{found}")
         with torch.no_grad():
-            aggregate = torch.stack([pair.posterior_of(rows).log_prob(z).logsumexp(0) for z in grid.unsqueeze(1)])
-            q = (aggregate - torch.tensor(float(len(rows))).log()).exp().reshape(len(axis), -1)
+            each = pair.posterior_of(rows)  # (N,)
+            aggregate = torch.cat([each.log_prob(z[:, None]).exp().mean(1) for z in grid.split(1000)])
+            q = aggregate.reshape(len(axis), -1)
             p = pair.prior().log_prob(grid).exp().reshape(len(axis), -1)
             pv.plots.latent_densities(q, p, (-HALF, HALF), components=components(pair), ax=ax)
         own = found.marginal_kl["the pair's own"].value
