@@ -355,6 +355,15 @@ def test_the_critic_is_trained_by_hand_beside_stock_svi(name):
     assert not any(torch.equal(value, before[1][n]) for n, value in state(objective.critic).items())
 
 
+def test_half_precision_leaves_the_critic_and_its_loss_in_float32():
+    objective, pair = OWNERS["FactorVAE"](), vae()
+    run = quietly(pair, BITS, objective=objective, batch_size=16, max_epochs=2, precision="bfloat16")
+    assert {parameter.dtype for parameter in objective.critic.parameters()} == {torch.float32}
+    assert run.history["critic_loss"][-1] == pytest.approx(math.log(2), abs=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert objective.critic_loss(pair, BITS).dtype == torch.float32
+
+
 def test_a_critic_without_parameters_is_used_as_it_is():
     class Known(nn.Module):
         def forward(self, z):

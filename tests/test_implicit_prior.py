@@ -111,6 +111,7 @@ def test_the_likelihood_under_the_known_prior_is_exact(constant):
     assert abs(z.value - constant) < 4 * z.standard_error < 0.1
     assert got.standard_error == pytest.approx(z.standard_error, rel=1e-3)
     torch.testing.assert_close(got.per_datum + z.value - constant, log_prob(x.float()).double(), rtol=0, atol=1e-5)
+    assert got.value == pytest.approx(got.per_datum.mean().item(), abs=1e-9)
     assert "estimated: log Z = " in str(got)
     assert got.is_reliable
 
