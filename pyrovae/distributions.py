@@ -1,6 +1,7 @@
 """Distributions that torch and Pyro lack, or get wrong in float32.
 
-Each is a distribution over one number, with batch shape that of its parameters; `.to_event` makes events of them.
+Each but `Implicit` is a distribution over one number, with batch shape that of its parameters; `.to_event` makes
+events of them.
 """
 
 import math
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-__all__ = ["ContinuousBernoulli", "CrossEntropy", "DiscretizedLogistic"]
+from pyrovae.implicit import Implicit
+
+__all__ = ["ContinuousBernoulli", "CrossEntropy", "DiscretizedLogistic", "Implicit"]
 
 
 class _Univariate(TorchDistribution):

@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.implicit import Implicit
 from pyrovae.conditionals.likelihoods import (
     Bernoulli,
     Categorical,
@@ -33,6 +34,7 @@ __all__ = [
     "DiagonalNormal",
     "DiscretizedLogistic",
     "FixedNormal",
+    "Implicit",
     "LearnedNormal",
     "Multinomial",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -24,7 +25,17 @@ from pyrovae.objectives.base import Objective
 from pyrovae.objectives.total_correlation import code_name, code_site
 from pyrovae.objectives.weights import Ledger, Term
 
-__all__ = ["DensityRatio", "FactorVAE", "ImplicitPrior", "RatioObjective", "codes", "logistic_loss", "shuffled"]
+__all__ = [
+    "DensityRatio",
+    "FactorVAE",
+    "ImplicitPrior",
+    "RatioObjective",
+    "code_in",
+    "codes",
+    "drawn_code",
+    "logistic_loss",
+    "shuffled",
+]
 
 Values = tuple[Tensor, ...]
 
@@ -185,6 +196,10 @@ class RatioObjective(Objective):
         of_pair = [module for module in known.modules if id(module) not in of_critic]
         with torch.no_grad(), evaluation_mode(pair, *of_pair):
             of_q, of_p = self.samples(pair, *batch, known=known)
+        return self.learned_from(of_q, of_p)
+
+    def learned_from(self, of_q: Values, of_p: Values) -> Tensor:
+        """The critic's loss on samples that it has."""
         return logistic_loss(self.critic(*of_q), self.critic(*of_p))
 
     def logit(self, *values: Tensor) -> Tensor:
@@ -272,7 +287,7 @@ class FactorVAE(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and others with their dims shuffled over the batch."""
-        return (_code(pair.guide, batch, known),), (shuffled(_code(pair.guide, batch, known)),)
+        return (drawn_code(pair.guide, batch, known),), (shuffled(drawn_code(pair.guide, batch, known)),)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
@@ -332,7 +347,7 @@ class ImplicitPrior(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and as many draws of p(z)."""
-        return (_code(pair.guide, batch, known),), (_code(poutine.uncondition(pair.model), batch, known),)
+        return (drawn_code(pair.guide, batch, known),), (drawn_code(poutine.uncondition(pair.model), batch, known),)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
@@ -343,8 +358,13 @@ class ImplicitPrior(RatioObjective):
         return term.scale if term.kind == "observed" else getattr(self.beta, "value", self.beta) * term.scale
 
 
-def _code(program: Callable[..., Any], batch: Iterable[Any], known: Structure) -> Tensor:
+def drawn_code(program: Callable[..., Any], batch: Iterable[Any], known: Structure) -> Tensor:
     """The one latent of each datum in a run of model or guide, (B, L)."""
-    site = poutine.trace(program).get_trace(*batch).nodes[code_name(known)]
+    return code_in(poutine.trace(program).get_trace(*batch), known)
+
+
+def code_in(trace: Trace, known: Structure) -> Tensor:
+    """The one latent of each datum in a trace without particles, (B, L)."""
+    site = trace.nodes[code_name(known)]
     rows = next(frame.size for frame in site["cond_indep_stack"] if frame.name == known.plate)
     return site["value"].reshape(rows, -1)

@@ -15,6 +15,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyrovae.implicit import has_density
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 
@@ -365,8 +366,23 @@ def draw_terms(
 
 
 def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
-    """The terms of a trace's random sites."""
+    """The terms of a trace's random sites.
+
+    Raises:
+        ValueError: for one without a density, by its name.
+    """
     for site in random_sites(trace):
+        if not has_density(site["fn"]):
+            raise ValueError(
+                f"{'guide' if in_guide else 'model'} site {site['name']!r} is implicit and has no density, so that "
+                f"there is no log {'q' if in_guide else 'p'}; "
+                + (
+                    "train the pair with pyrovae.AdversarialVB(critic), and evaluate it with pyrovae.ais"
+                    if in_guide
+                    else "train the pair with pyrovae.JointRatio(critic); its log p(x) has no estimator, pyrovae.ais "
+                    "neither"
+                )
+            )
         value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
         yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))

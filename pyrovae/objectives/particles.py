@@ -16,6 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae.implicit import has_density
 from pyrovae.models.base import (
     Functions,
     PairLike,
@@ -109,6 +110,8 @@ def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure
             alone = Functions(poutine.replay(pair.model, trace=drawn), guide)
             for trace, single in zip(together, traces(alone, batch, 1, known, enumerate_sites=False), strict=True):
                 for site in random_sites(trace):
+                    if not has_density(site["fn"]):
+                        continue
                     other = single.nodes[site["name"]]
                     value = _particle(site["fn"].log_prob(site["value"]), k, 0, known)
                     expected = other["fn"].log_prob(other["value"])
