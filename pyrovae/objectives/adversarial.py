@@ -35,8 +35,8 @@ class AdaptiveContrast(nn.Module):
         reference: r, called with the batch, gives a distribution over vectors (L,) that has mean and stddev:
             `nn.Sequential(MLP(event_shape, (200,)), DiagonalNormal(200, L))`.
 
-    Source: Mescheder, Nowozin & Geiger 2017, https://arxiv.org/abs/1701.04722, "Adaptive contrast". Their r has moments by
-    Monte Carlo over the noise of a network made for it; a fitted one asks nothing of the guide.
+    Source: Mescheder, Nowozin & Geiger 2017, https://arxiv.org/abs/1701.04722, "Adaptive contrast". Their r has moments
+    by Monte Carlo over the noise of a network made for it; a fitted one asks nothing of the guide.
 
     >>> from pyrovae import DensityRatio, conditionals, nets
     >>> r = nn.Sequential(nets.MLP(4, (16,)), conditionals.DiagonalNormal(16, 2))
