@@ -113,6 +113,7 @@ class Noisy(nn.Module):
 
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Dropout(0.5))
 
     def forward(self, z):
@@ -227,7 +228,7 @@ def test_fit_trains_both_in_place_and_returns_the_pair_bare(name):
     assert not any(torch.equal(value, before[0][n]) for n, value in state(pair).items())
     assert not any(torch.equal(value, before[1][n]) for n, value in state(critic).items())
     assert len(run.history["critic_loss"]) == 2
-    assert 0.3 < run.history["critic_loss"][-1] < 1.5
+    assert 0.3 < run.history["critic_loss"][-1] < (8.0 if name == "adaptive contrast" else 1.5)  # -log r is added
     assert all(name.startswith("objective/critic.") or name in dict(pair.named_buffers()) for name in run.known.buffers)
     again = quietly(pair, BITS, objective=objective, batch_size=16, max_epochs=1)
     assert again.objective.critic is critic
