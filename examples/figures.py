@@ -12,8 +12,8 @@ def seeds(folder: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("*.json"))]
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} nats, {len(values)} seeds"
+def spread(values: list[float], *, unit: str = "nats") -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} {unit}, {len(values)} seeds"
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -42,6 +42,15 @@ def main() -> None:
         settings[run["epochs"], run["batch_size"]].append(run["nll"])
     for (epochs, batch_size), values in settings.items():
         print(f"MNIST, test NLL, {epochs} epochs, batches of {batch_size}:", spread(values))
+    inpainting = [run["nll_per_hidden_pixel"] for run in seeds("inpainting")]
+    for name in inpainting[0]:
+        values = [run[name] for run in inpainting]
+        deviation = f"± {statistics.stdev(values):.3f} nats, {len(values)} seeds"
+        print(f"digits, a hidden pixel, {name}: {statistics.mean(values):.3f} {deviation}")
+    capacity = json.loads((RESULTS / "capacity.json").read_text())
+    for split in ("train", "test"):
+        values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]
+        print(f"capacity, |KL - C| / C, {split}: {spread(values, unit='%')}")
     epoch = json.loads((RESULTS / "mnist_epoch.json").read_text())["seconds"]
     medians = ", ".join(f"{name} {statistics.median(values):.1f} s" for name, values in epoch.items())
     print("MNIST, one epoch:", medians)

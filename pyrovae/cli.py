@@ -6,7 +6,6 @@ own is given as `my_file.py:MyPair` on the command line each time, and never rea
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import os
@@ -16,7 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import torch
 import yaml
@@ -26,19 +24,16 @@ from pyrovae.checks import check
 from pyrovae.data import load as load_data
 from pyrovae.data import match
 from pyrovae.evaluation import generate
+from pyrovae.flags import Parser, add_objective_arguments, add_pair_arguments, first_line, objective, objective_names
 from pyrovae.models.base import as_pair, isolated_random_state
-from pyrovae.models.rebuild import build, family, named, parts
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.models.rebuild import build, family, named
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback
 from pyrovae.training.runs import load as load_run
-from pyrovae.training.schedules import Linear
 
 __all__ = ["main"]
 
-SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood")
 BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
-LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,28 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """Names the flags nearest to one that does not exist."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """One sentence; the caller prints it."""
-        text = " ".join(message.split())
-        unknown = [word for word in text.split() if word.startswith("--")]
-        if "nrecognized" in text and unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=2, cutoff=0.5)
-            guess = f"did you mean {' or '.join(near)}? " if near else ""
-            text = f"there is no flag {unknown[0]}; {guess}see --help"
-        raise ValueError(text) from ex
-
-
 def _usage() -> str:
-    lines = [f"  {name:<10}{_first_line(command)}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10}{first_line(command)}" for name, command in COMMANDS.items()]
     return "\n".join(["pyrovae COMMAND ...", "", *lines, "", "pyrovae COMMAND --help lists a command's flags."])
-
-
-def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
 # fit --------------------------------------------------------------------------------------------------------------
@@ -97,7 +73,7 @@ def _fit(arguments: list[str]) -> None:
         return
     name, *flags = arguments
     source = _own(name) if ":" in name else family(name)
-    parser = _Parser(prog=f"pyrovae fit {name}", description=_first_line(source))
+    parser = Parser(prog=f"pyrovae fit {name}", description=first_line(source))
     parser.add_argument("--config", action="config", help="YAML file with any of these flags; a run writes its own.")
     parser.add_argument(
         "--data", type=str, default="digits", help="a data set's name, an .npy or .npz file, or a folder."
@@ -105,13 +81,10 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--root", type=str | None, default=None, help="folder of torchvision's data sets.")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision fetch what is missing.")
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
-    parser.add_argument("--objective", type=str, default="ELBO", help=f"one of {', '.join(_objectives())}.")
-    parser.add_argument("--num_particles", type=int, default=1, help="samples of the latents per datum and step.")
-    parser.add_argument("--beta", type=float, default=1.0, help="weight of the KL; ELBO only.")
-    parser.add_argument("--warmup", type=float, default=0.0, help="epochs over which beta rises from 0; ELBO only.")
+    flags = add_objective_arguments(parser, flags)
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
-    _add_pair_arguments(parser, source)
+    add_pair_arguments(parser, source)
     config = parser.parse_args(flags)
     options = config.clone().as_dict()
     options.pop("config", None)
@@ -126,7 +99,7 @@ def _fit(arguments: list[str]) -> None:
     run = fit(
         pair,
         data,
-        objective=_objective(options),
+        objective=objective(options["objective"], data_size=len(data.train)),
         callbacks=callbacks,
         **{
             key: options[key]
@@ -157,35 +130,6 @@ def _fit(arguments: list[str]) -> None:
         print(f"no picture of {picture}: {reason}")
 
 
-def _add_pair_arguments(parser: _Parser, source: Any) -> None:
-    """A flag for each argument of a pair's class that plain text can give; slots take names of the library's parts."""
-    for parameter in inspect.signature(source).parameters.values() if isinstance(source, type) else ():
-        name, default = parameter.name, parameter.default
-        if name == "event_shape":
-            continue
-        if name in SLOTS:
-            default = default.__name__ if isinstance(default, type) else None
-            help_ = f"one of {', '.join(parts(name))}; with options: '{{name: ..., ...}}'."
-            parser.add_argument(f"--{name}", type=str | dict | None, default=default, help=help_)
-        elif (kind := _plain_type(parameter)) is not None:
-            if default is parameter.empty and name != "latent_dim":
-                parser.add_argument(f"--{name}", type=kind, required=True)
-            else:
-                parser.add_argument(f"--{name}", type=kind, default=LATENT_DIM if name == "latent_dim" else default)
-
-
-def _plain_type(parameter: inspect.Parameter) -> Any:
-    """The type of a parameter that a flag can hold; None for the rest, among them all classes and modules."""
-    plain = {"int": int, "float": float, "bool": bool, "str": str}
-    plain |= dict.fromkeys(("Sequence[int]", "tuple[int, ...]", "list[int]"), list[int])
-    annotation = parameter.annotation
-    if not isinstance(annotation, str):
-        annotation = inspect.formatannotation(annotation).removeprefix("collections.abc.")
-    if annotation in plain:
-        return plain[annotation]
-    return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
-
-
 def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
     """A pair from its class and the flags, or the object that a file holds."""
     if not isinstance(source, type):
@@ -197,24 +141,6 @@ def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
     if source.__name__ in models.__all__ and source is getattr(models, source.__name__):
         return build({"name": source.__name__, "arguments": {k: v for k, v in arguments.items() if v is not None}})
     return as_pair(source(**arguments))
-
-
-def _objectives() -> list[str]:
-    made = {name: getattr(objectives, name) for name in objectives.__all__}
-    classes = {n: o for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective}
-    required = {n: [p.default is p.empty for p in inspect.signature(o).parameters.values()] for n, o in classes.items()}
-    return [name for name in classes if not any(required[name])]  # no flags for what only one of them takes
-
-
-def _objective(options: dict[str, Any]) -> Objective:
-    name = named(options["objective"], _objectives(), "objective")
-    cls = getattr(objectives, name)
-    if cls is not ELBO and (options["beta"] != 1 or options["warmup"]):
-        raise ValueError(f"beta and warmup are of ELBO only, the objective is {name}; leave them out")
-    if cls is not ELBO:
-        return cls(num_particles=options["num_particles"])
-    beta: Any = Linear(0.0, options["beta"], epochs=options["warmup"]) if options["warmup"] else options["beta"]
-    return ELBO(options["num_particles"], beta=beta)
 
 
 def _own(spelled: str) -> Any:
@@ -239,8 +165,8 @@ def _own(spelled: str) -> Any:
 # Commands on a run ------------------------------------------------------------------------------------------------
 
 
-def _run_parser(command: str, description: str) -> _Parser:
-    parser = _Parser(prog=f"pyrovae {command}", description=description)
+def _run_parser(command: str, description: str) -> Parser:
+    parser = Parser(prog=f"pyrovae {command}", description=description)
     parser.add_argument("run", type=str, help="the run's folder.")
     parser.add_argument("--pair", type=str | None, default=None, help="file.py:Name, for a pair of your own.")
     parser.add_argument("--data", type=str | None, default=None, help="other data than the run's.")
@@ -263,7 +189,7 @@ def _opened(options: Any) -> tuple[Any, Any, Path]:
 
 def _evaluate(arguments: list[str]) -> None:
     """Figures of a run on held-out data: ELBO and its parts, log-likelihood, active units, p-values."""
-    parser = _run_parser("evaluate", _first_line(_evaluate))
+    parser = _run_parser("evaluate", first_line(_evaluate))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the log-likelihood.")
     parser.add_argument("--bound", type=str | None, default=None, help="iwae:K, for --num_samples K.")
     parser.add_argument("--ais", action="store_true", help="the log-likelihood by annealed importance sampling too.")
@@ -299,7 +225,7 @@ def _samples(bound: str) -> int:
 
 def _check(arguments: list[str]) -> None:
     """Predictive checks of a run: data that the model would make, beside the data."""
-    parser = _run_parser("check", _first_line(_check))
+    parser = _run_parser("check", first_line(_check))
     parser.add_argument("--statistics", type=list[str] | None, default=None, help="names; all by default.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets.")
     options = parser.parse_args(arguments)
@@ -319,7 +245,7 @@ def _check(arguments: list[str]) -> None:
 
 def _sample(arguments: list[str]) -> None:
     """New data from a run's model, as a picture and as numbers."""
-    parser = _run_parser("sample", _first_line(_sample))
+    parser = _run_parser("sample", first_line(_sample))
     parser.add_argument("--num_samples", type=int, default=64, help="how many.")
     parser.add_argument("--mean", type=bool, default=True, help="the mean of p(x | z) instead of a draw from it.")
     options = parser.parse_args(arguments)
@@ -335,7 +261,7 @@ def _sample(arguments: list[str]) -> None:
 
 def _plot(arguments: list[str]) -> None:
     """Draw a run's pictures again."""
-    options = _run_parser("plot", _first_line(_plot)).parse_args(arguments)
+    options = _run_parser("plot", first_line(_plot)).parse_args(arguments)
     run, data, folder = _opened(options)
     on = {"plate": run.known.plate, "seed": options.seed}
     drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, **on)
@@ -346,10 +272,10 @@ def _plot(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     """What there is: pairs, objectives, parts, data."""
-    _Parser(prog="pyrovae list", description=_first_line(_list)).parse_args(arguments)
+    Parser(prog="pyrovae list", description=first_line(_list)).parse_args(arguments)
     groups: dict[str, tuple[Any, list[str]]] = {
         "pairs": (models, models.__all__),
-        "objectives": (objectives, _objectives()),
+        "objectives": (objectives, objective_names()),
         "priors": (priors, priors.__all__),
         "posteriors and likelihoods": (conditionals, conditionals.__all__),
         "networks": (nets, nets.__all__),
@@ -358,7 +284,7 @@ def _list(arguments: list[str]) -> None:
         print(title)
         for name in names:
             if isinstance(getattr(module, name), type):
-                print(f"  {name:<22}{_first_line(getattr(module, name))}")
+                print(f"  {name:<22}{first_line(getattr(module, name))}")
     print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, file.npz, file.npy, folder of images")
 
 

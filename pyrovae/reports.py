@@ -19,6 +19,7 @@ from pyrovae.checks import Check, check
 from pyrovae.data import Data, Split, Stream
 from pyrovae.evaluation import (
     Surgery,
+    active_layers,
     active_units,
     ais,
     elbo,
@@ -33,7 +34,7 @@ from pyrovae.evaluation import (
     traverse,
 )
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
-from pyrovae.models.base import as_pair
+from pyrovae.models.base import as_pair, structure
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
@@ -256,6 +257,8 @@ def _drawings(
     yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
     yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
     yield "traversals", lambda: _traversals(pair, rows, batch, **on)
+    if len(structure(pair, *batch, plate=plate).latent) > 1:
+        yield "layers", lambda: _layers(pair, rows, **on)
     if _latent_dim(pair, batch, plate) == 2:
         yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
 
@@ -309,6 +312,13 @@ def _kl_per_unit(pair: Any, rows: Split | Stream, **on: Any) -> Tensor:
     if units.kl is None:
         raise ValueError("the KL of this pair is not a sum over latent dimensions")
     return units.kl
+
+
+def _layers(pair: Any, rows: Split | Stream, **on: Any) -> Any:
+    units, kl = active_layers(pair, rows, **on), elbo(pair, rows, **on).kl
+    name = type(pair).__name__
+    counts = {site: f"{found.count} / {len(found.variance)}" for site, found in units.items()}
+    return plots.layers({name: {site: kl[site] for site in units}}, {name: counts})
 
 
 def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:

@@ -1,6 +1,8 @@
 """The command line, as a user runs it."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,9 +14,11 @@ import pytest
 import torch
 import yaml
 
+import pyrovae as pv
 from pyrovae import reports
 from pyrovae.cli import main
 from pyrovae.evaluation import ais, gaps
+from pyrovae.flags import Parser, add_objective_arguments, objective, objective_names
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
@@ -97,7 +101,8 @@ def test_options_reach_the_pair(tmp_path):
         [
             "fit", "vae", "--out", str(out), "--binarize", "null",
             "--encoder", "ConvEncoder", "--decoder", "ConvDecoder",
-            "--likelihood", "{name: FixedNormal, scale: 0.5}", "--objective", "iwae", "--num_particles", "3", *QUICK,
+            "--likelihood", "{name: FixedNormal, scale: 0.5}", "--objective", "iwae", "--objective.num_particles", "3",
+            *QUICK,
         ]
     )  # fmt: skip
     run = load(out)
@@ -106,6 +111,88 @@ def test_options_reach_the_pair(tmp_path):
     assert run.config["objective"].startswith("IWAE(num_particles=3")
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["likelihood"] == {"name": "FixedNormal", "scale": 0.5}
+
+
+def objective_of(tmp_path, *flags):
+    out = tmp_path / "run"
+    main(["fit", "vae", "--out", str(out), "--latent_dim", "2", *flags, *QUICK])
+    return load(out).config["objective"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "spelled"),
+    [
+        (["ELBO", "beta", "4"], "ELBO(num_particles=1, beta=4.0,"),
+        (
+            ["ELBO", "beta", "{z: {name: Sigmoid, start: 0, end: 1, midpoint: 3, width: 1}}"],
+            "ELBO(num_particles=1, beta={'z': Sigmoid(0.0, 1.0, midpoint=3.0, width=1.0)},",
+        ),
+        (["Renyi", "alpha", "-0.5", "num_particles", "3"], "Renyi(alpha=-0.5, num_particles=3,"),
+        (["MIWAE", "num_groups", "2", "num_particles", "4"], "MIWAE(num_particles=4, num_groups=2,"),
+        (["freebits", "nats", "0.5", "group_size", "1"], "FreeBits(nats=0.5, group_size=1,"),
+        (["FreeBits", "nats", "0.5", "group_size", "null"], "FreeBits(nats=0.5, group_size=None,"),
+        (["Beta", "constraint", "3"], "Beta(constraint=3.0, rate=0.01,"),
+        (["ReweightedWakeSleep", "insomnia", "0.5"], "ReweightedWakeSleep(num_particles=5, insomnia=0.5,"),
+        (["MMD", "scale", "3"], "MMD(num_particles=1, scale=3.0,"),
+    ],
+)
+def test_objectives_take_their_arguments(flags, spelled):
+    name, *options = flags
+    words = ["--objective", name]
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        words += [f"--objective.{option}", value]
+    parser = Parser()
+    chosen = parser.parse_args(add_objective_arguments(parser, words)).objective.as_dict()
+    assert repr(objective(chosen, data_size=5)).startswith(spelled)
+
+
+def test_every_objective_has_flags_for_what_it_needs():
+    """Whatever an objective requires can be given: the flags know all required arguments."""
+    for name in objective_names():
+        parser = Parser()
+        add_objective_arguments(parser, ["--objective", name])
+        flags = {flag for action in parser._actions for flag in action.option_strings}
+        signature = inspect.signature(getattr(pv.objectives, name)).parameters
+        required = {f"--objective.{n}" for n, p in signature.items() if p.default is p.empty}
+        assert required <= flags, name
+
+
+def test_a_rising_capacity_from_the_command_line_and_from_its_file(tmp_path):
+    rising = "{name: Linear, start: 0, end: 5, epochs: 3}"
+    out, again = tmp_path / "run", tmp_path / "again"
+    flags = ["--objective", "Capacity", "--objective.gamma", "100", "--objective.C", rising]
+    main(["fit", "vae", "--out", str(out), "--latent_dim", "2", *flags, *QUICK])
+    run = load(out)
+    assert run.config["objective"].startswith("Capacity(gamma=100.0, C=Linear(0.0, 5.0, epochs=3.0, delay=0.0)")
+    assert run.history["C"] == pytest.approx([5 / 3 * 11 / 12, 5 / 3 * 23 / 12])  # as of the epoch's 12th step
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["objective"]["C"] == {"name": "Linear", "start": 0, "end": 5, "epochs": 3}
+    main(["fit", "vae", "--config", str(out / "config.yaml"), "--out", str(again), "--max_epochs", "1"])
+    main(["fit", "vae", f"--config={out / 'config.yaml'}", "--out", str(again), "--resume", "true"])
+    resumed = load(again)
+    assert resumed.config["objective"] == run.config["objective"]
+    for name, value in run.pair.state_dict().items():
+        assert torch.equal(value, resumed.pair.state_dict()[name]), name
+
+
+def test_the_size_of_the_data_is_known(tmp_path):
+    assert "data_size=1437" in objective_of(tmp_path, "--objective", "TotalCorrelation", "--objective.beta", "2")
+
+
+def test_a_file_names_the_objective_in_one_form(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("objective: IWAE")
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--config", str(tmp_path / "config.yaml")])
+    assert "config.yaml has objective: IWAE; write objective: {name: IWAE} there" in capsys.readouterr().err
+
+
+def test_help_lists_the_arguments_of_the_objective(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--objective", "FreeBits", "--help"])
+    text = capsys.readouterr().out
+    assert "--objective.nats NATS" in text
+    assert "--objective.group_size" in text
+    assert "--objective.beta" not in text
 
 
 OWN = '''
@@ -185,7 +272,7 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
     ("arguments", "message"),
     [
         (["fti"], "there is no command called 'fti'; did you mean fit?"),
-        (["fit", "vea"], "there is no pair called 'vea'; did you mean VAE?"),
+        (["fit", "vea"], "there is no pair called 'vea'; did you mean VAE"),
         (["fit", "vae", "--latnt_dim", "3"], "there is no flag --latnt_dim; did you mean --latent_dim"),
         (["fit", "vae", "--data", "digitz"], "there are no data called 'digitz'; did you mean digits"),
         (
@@ -193,7 +280,25 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
             "there is no likelihood called 'Bernouli'; did you mean Bernoulli",
         ),
         (["fit", "vae", "--objective", "IWEA"], "there is no objective called 'IWEA'; did you mean IWAE or PIWAE?"),
-        (["fit", "vae", "--objective", "IWAE", "--beta", "2"], "beta and warmup are of ELBO only"),
+        (["fit", "vae", "--beta", "2"], "there is no flag --beta; did you mean --objective.beta? see --help"),
+        (
+            ["fit", "vae", "--objective=Capacity", "--objective.gama", "2"],
+            "there is no flag --objective.gama; did you mean --objective.gamma",
+        ),
+        (["fit", "vae", "--objective", "IWAE", "--objective.beta", "2"], "there is no flag --objective.beta;"),
+        (["fit", "vae", "--objective", "Capacity"], "are required: --objective.gamma, --objective.C"),
+        (["fit", "vae", "--objective"], "--objective.name: expected one argument"),
+        (["fit", "vae", "--objective.beta", "-1"], "beta is -1.0"),
+        (["fit", "vae", "--objective.beta", "two"], 'Parser key "objective.beta"'),
+        (
+            ["fit", "vae", "--objective.beta", "{name: Liner, start: 0}"],
+            "there is no schedule called 'Liner'; did you mean Linear?",
+        ),
+        (
+            ["fit", "vae", "--objective.beta", "{name: Linear, begin: 0}"],
+            "there is no option of Linear called 'begin'",
+        ),
+        (["fit", "vae", "--objective.beta", "{name: Linear, start: 0, end: 1}"], "schedule Linear has no epochs; pass"),
         (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
         (["fit", "nothing.py:Pair"], "there is no file 'nothing.py'"),
@@ -214,10 +319,11 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
 
 def test_flags_take_no_class_path(tmp_path, capsys):
     """A class path would import whatever it names."""
-    for flag in ("--likelihood", "--prior", "--encoder"):
+    for flag in ("--likelihood", "--prior", "--encoder", "--objective.beta"):
         with pytest.raises(SystemExit):
             main(["fit", "vae", flag, "{class_path: os.system, init_args: {command: 'touch hacked'}}"])
-        assert "there is no" in capsys.readouterr().err
+        assert not (tmp_path / "hacked").exists()
+        assert re.search("there is no|a number of at least 0", capsys.readouterr().err)
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):

@@ -32,6 +32,10 @@ LAWS = {
         partial(c.DiagonalNormal, min_scale=0.0),
         lambda h, x: -0.5 * ((x - h[0]) ** 2 / h[1].exp() + h[1] + math.log(2 * math.pi)),
     ),
+    "softplus normal": (
+        partial(c.SoftplusNormal, min_scale=0.1),
+        lambda h, x: td.Normal(h[0], (torch.log1p(h[1].exp()) + 0.01).sqrt()).log_prob(x),
+    ),
     "fixed normal": (
         partial(c.FixedNormal, scale=0.1),
         lambda h, x: -0.5 * (x - h[0]) ** 2 / 0.01 - math.log(0.1) - 0.5 * math.log(2 * math.pi),
@@ -220,8 +224,9 @@ def test_kl_to_the_standard_normal_is_an_integral():
     torch.testing.assert_close(td.kl_divergence(q, p.expand((7,))), torch.trapezoid(integrand, z[:, 0], dim=0))
 
 
-def test_scale_has_a_floor_where_exp_underflows():
-    q = c.DiagonalNormal(1, 1).float()
+@pytest.mark.parametrize("conditional", [c.DiagonalNormal, c.SoftplusNormal])
+def test_scale_has_a_floor_where_exp_underflows(conditional):
+    q = conditional(1, 1).float()
     nn.init.zeros_(q.head.layer.weight)
     with torch.no_grad():
         q.head.layer.bias.copy_(torch.tensor([0.3, -1e4]))

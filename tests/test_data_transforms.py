@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyrovae.data import bernoulli, bits_per_dimension, dequantize
+from pyrovae.data import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
 
 def test_bernoulli_has_the_mean_x():
@@ -69,3 +69,46 @@ def test_levels_refused(levels):
 def test_event_shape_refused():
     with pytest.raises(ValueError, match="event_shape is"):
         bits_per_dimension(0.0, (3, 0))
+
+
+def pyro_example(image, num_inputs, mask_with=-1.0):
+    """What Pyro's examples/cvae/mnist.py makes of an image (H, W): the input and the output, hidden pixels -1."""
+    out = image.clone()
+    h, w = out.shape
+    out[h // 2 :, : w // 2] = mask_with
+    if num_inputs == 2:
+        out[:, : w // 2] = mask_with
+    if num_inputs == 3:
+        out[: h // 2, :] = mask_with
+    inp = image.clone()
+    inp[out != mask_with] = mask_with
+    return inp, out
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7)])
+def test_quadrants_are_those_of_pyros_example(hidden, size):
+    image = torch.arange(1.0, 1 + size[0] * size[1]).view(1, *size)
+    y, x = quadrants(image, hidden)
+    inp, out = pyro_example(image[0], 4 - hidden)
+    assert y.tolist() == inp[inp != -1].tolist()
+    assert x.tolist() == out[out != -1].tolist()
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 3])
+def test_joined_quadrants_are_the_images(hidden):
+    images = torch.rand(4, 2, 3, 5, 6)
+    y, x = quadrants(images, hidden)
+    assert torch.equal(join_quadrants(y, x, (3, 5, 6)), images)
+    assert not torch.equal(join_quadrants(y, x.flip(-1), (3, 5, 6)), images)
+
+
+def test_what_has_no_quadrants_is_refused():
+    with pytest.raises(ValueError, match="hidden is 4 of images"):
+        quadrants(torch.zeros(2, 1, 8, 8), 4)
+    with pytest.raises(ValueError, match=r"x has shape \(8, 8\), wanted images"):
+        quadrants(torch.zeros(8, 8), 1)
+    with pytest.raises(ValueError, match=r"hidden is 1 of images \(1, 1, 8\), wanted"):
+        quadrants(torch.zeros(1, 1, 8), 1)
+    with pytest.raises(ValueError, match="y and x have 5 and 59 pixels, which are no quadrants"):
+        join_quadrants(torch.zeros(5), torch.zeros(59), (1, 8, 8))

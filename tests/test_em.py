@@ -402,6 +402,26 @@ def test_monte_carlo_em_reaches_maximum_likelihood():
     assert len(run.history["train_loss"]) == 40
 
 
+def test_monte_carlo_m_steps_have_the_priors_of_parameters():
+    """log p(m) counts once for all N data: the gradient of F by m is mean_kb d log p(x, z) + d log p(m) / N."""
+    m = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        pyro.factor("prior of m", dist.Normal(0.0, 0.1).log_prob(m))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(m, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    prior = poutine.block(model, hide_fn=lambda site: bool(site.get("is_observed")))
+    found = Chains(model, x, chains=20, known=structure(Functions(model, prior), x))
+    z = found.values["z"].detach()
+    joint = dist.Normal(m.detach(), 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(x)
+    torch.testing.assert_close(found.mean(), joint.mean() + dist.Normal(0.0, 0.1).log_prob(m) / 3)
+    (gradient,) = torch.autograd.grad(found.mean(), m)
+    torch.testing.assert_close(gradient, (z - m.detach()).mean() - m.detach() / 0.01 / 3)
+
+
 # Parameters with priors, by Pyro's own modules and fit ----------------------------------------------------------------
 
 

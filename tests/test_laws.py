@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import VAE
+from pyrovae.models import CVAE, VAE, HierarchicalVAE, LadderVAE, flow
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.local import MeanField
 from pyrovae.models.rebuild import build, describe
@@ -55,6 +55,7 @@ from pyrovae.objectives import (
     ledger,
     log_weights,
 )
+from pyrovae.objectives.weights import is_point
 from pyrovae.training.step import Step
 
 # Pairs: a name, and what makes (pair, batch), the batch of at least three different rows ---------------------------
@@ -78,30 +79,53 @@ def vae(x: Tensor, **options: Any) -> tuple[VAE, tuple[Tensor]]:
     return VAE(x.shape[1:], 2, **{"hidden": (7,), **options}), (x,)
 
 
-class FullNormal(conditionals.Conditional):
-    """Somebody's posterior with correlations."""
+def trained(prior: Callable[..., nn.Module], noise: float = 0.3, **options: Any) -> Callable[..., nn.Module]:
+    """What makes a flow whose networks say something, where a new one is the identity and some gradients are zero."""
 
-    def __init__(self, feature_shape, event_shape):
-        super().__init__(feature_shape, event_shape, num_parameters=3)
+    def make(event_shape):
+        made = prior(event_shape, **options)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(noise * torch.randn_like(parameter))
+        return made
 
-    def forward(self, features):
-        loc, log_scale, below = self.head(features)
-        scale_tril = torch.diag_embed(log_scale.exp()) + below.sum(-1)[..., None, None].expand(
-            *loc.shape, loc.size(-1)
-        ).tril(-1)
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+    return make
 
 
-class MixturePrior(nn.Module):
-    """Somebody's learned prior, whose KL has no closed form."""
+class Given(Pair):
+    """z1 | y and z2 | y, x | z1, z2, for labels y that come with x: y picks the priors."""
+
+    def __init__(self):
+        super().__init__()
+        mixture = partial(priors.GaussianMixture, num_components=2)
+        self.prior1 = priors.ConditionalNormal(1, context_shape=3, hidden=(4,))
+        self.prior2 = priors.ClassConditional(2, num_classes=3, prior=mixture)
+        self.encoder = nets.MultiMLP([6, 3], hidden=(7,))
+        self.posterior1, self.posterior2 = conditionals.DiagonalNormal(7, 1), conditionals.DiagonalNormal(7, 2)
+        self.likelihood = conditionals.Bernoulli(3, 6)
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            z1 = pyro.sample("z1", self.prior1(y))
+            z2 = pyro.sample("z2", self.prior2(y))
+            pyro.sample("x", self.likelihood(torch.cat([z1, z2], -1)), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            features = self.encoder(x, y)
+            pyro.sample("z1", self.posterior1(features))
+            pyro.sample("z2", self.posterior2(features))
+
+
+class Conditioned(nn.Module):
+    """Somebody's p(z | y), y of shape (1, 3)."""
 
     def __init__(self, latent_dim):
         super().__init__()
-        self.loc = nn.Parameter(torch.randn(3, latent_dim))
-        self.logits = nn.Parameter(torch.zeros(3))
+        self.layer = nn.Linear(3, latent_dim)
 
     def forward(self, context=None):
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), dist.Normal(self.loc, 1.0).to_event(1))
+        return dist.Normal(self.layer(context.flatten(-2)), 1.0).to_event(1)
 
 
 class Normalised(nn.Module):
@@ -312,6 +336,15 @@ def linear_gaussian(cls: type[LinearGaussian]) -> tuple[Pair, tuple[Tensor]]:
     return pair, (pair.sample(ROWS),)
 
 
+def with_mask(cls: type[Pair], x: Tensor, **options: Any) -> tuple[Pair, tuple[Tensor, Tensor]]:
+    return cls(x.shape[1:], 2, **{"hidden": (7,), **options}), (x, bits(*x.shape[1:]).flip(0).bool())
+
+
+def posterior_matching() -> tuple[Pair, tuple[Tensor, Tensor]]:
+    (fitted, (x,)) = vae(bits(6))
+    return models.PosteriorMatching(fitted, hidden=(7,)), (x, bits(6).flip(0).bool())
+
+
 LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "Bernoulli": (conditionals.Bernoulli, bits(6)),
     "CrossEntropy": (conditionals.CrossEntropy, uniform(6)),
@@ -324,6 +357,18 @@ LIKELIHOODS: dict[str, tuple[Any, Tensor]] = {
     "DiscretizedLogistic": (partial(conditionals.DiscretizedLogistic, levels=16), (16 * uniform(6)).floor() / 15),
 }
 
+TOPICS = counts(6, 9) * torch.tensor([[1.0], [0.0], [2.0], [1.0]]) + torch.eye(6)[[0, 3, 3, 5]]  # of other lengths
+
+POSTERIORS: dict[str, Any] = {
+    "low-rank": partial(conditionals.LowRankNormal, rank=1),
+    "full": conditionals.FullNormal,
+    "mixture": partial(conditionals.NormalMixture, num_components=2),
+    "planar": partial(conditionals.PlanarFlow, num_steps=2),
+    "radial": partial(conditionals.RadialFlow, num_steps=2),
+    "IAF": partial(conditionals.IAF, num_steps=2, hidden=(5,)),
+    "spline": partial(conditionals.SplineFlow, num_steps=2, num_bins=3, hidden=(5,)),
+}
+
 PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     **{f"VAE {name}": partial(vae, x, likelihood=likelihood) for name, (likelihood, x) in LIKELIHOODS.items()},
     "VAE convolutional": partial(
@@ -333,7 +378,7 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         decoder=partial(nets.ConvDecoder, channels=(4, 3)),
     ),
     "VAE linear": partial(vae, uniform(6), hidden=(), likelihood=conditionals.LearnedNormal),
-    "VAE full posterior": partial(vae, bits(6), posterior=FullNormal),
+    **{f"VAE {name} posterior": partial(vae, bits(6), posterior=posterior) for name, posterior in POSTERIORS.items()},
     "VAE floored posterior": partial(vae, bits(6), posterior=partial(conditionals.DiagonalNormal, min_scale=0.1)),
     "VAE implicit posterior": partial(vae, bits(6), posterior=partial(conditionals.Implicit, hidden=(5,))),
     "VAE implicit": partial(
@@ -342,8 +387,66 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         posterior=partial(conditionals.Implicit, noise_dim=1, hidden=(5,)),
         likelihood=partial(conditionals.Implicit, hidden=(5,)),
     ),
-    "VAE mixture prior": partial(vae, bits(6), prior=MixturePrior),
+    "VAE mixture prior": partial(vae, bits(6), prior=partial(priors.GaussianMixture, num_components=3, spread=0.95)),
+    "VAE Vamp prior": partial(vae, bits(6), prior=partial(priors.VampPrior, num_components=3, learn_weights=True)),
+    "VAE RealNVP prior": partial(vae, bits(6), prior=trained(priors.RealNVP, num_layers=2, hidden=(4,))),
+    "VAE spline prior": partial(vae, bits(6), prior=trained(priors.SplineFlow, num_layers=2, hidden=(4,))),
+    "VAE aggregated prior": partial(vae, bits(6), prior=partial(priors.AggregatedPosterior, points=bits(6))),
+    "VAE Laplace-Dirichlet prior": partial(vae, bits(6), prior=partial(priors.LaplaceDirichlet, concentration=0.5)),
+    "priors given labels": lambda: (Given(), (bits(6), torch.eye(3)[[2, 0, 1, 2]])),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "CVAE": lambda: (CVAE(6, 2, num_classes=3, hidden=(7,)), (bits(6), torch.tensor([0, 2, 1, 2]))),
+    "CVAE learned prior": lambda: (
+        CVAE(6, 2, condition_shape=(1, 3), hidden=(7,), prior=Conditioned),
+        (bits(6), uniform(1, 3)),
+    ),
+    "HierarchicalVAE": lambda: (HierarchicalVAE(6, (3, 2), hidden=(5,)), (bits(6),)),
+    "LadderVAE": lambda: (LadderVAE(6, (3, 2), hidden=((5,), (4,))), (bits(6),)),
+    "LadderVAE convolutional, batch norm": lambda: (
+        LadderVAE(
+            (1, 6, 5),
+            (3, 2),
+            hidden=(4,),
+            batch_norm=True,
+            encoder=partial(nets.ConvEncoder, channels=(3, 4)),
+            decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+        ),
+        (bits(1, 6, 5),),
+    ),
+    "NormalizingFlow": lambda: (models.NormalizingFlow(3, num_layers=3, hidden=(16,)), (uniform(3),)),
+    "NormalizingFlow of splines": lambda: (
+        models.NormalizingFlow((1, 2, 2), num_layers=2, hidden=(16,), coupling=flow.SplineCoupling),
+        (uniform(1, 2, 2),),
+    ),
+    "NVDM": lambda: (models.NVDM(6, 2, hidden=(7,)), (TOPICS,)),
+    "ProdLDA": lambda: (models.ProdLDA(6, 2, hidden=(7,), dropout=0.2), (TOPICS,)),
+    "ProdLDA mixture": lambda: (
+        models.ProdLDA(6, 2, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
+        (TOPICS,),
+    ),
+    "InpaintingVAE": partial(with_mask, models.InpaintingVAE, bits(6)),
+    "InpaintingVAE convolutional": partial(
+        with_mask,
+        models.InpaintingVAE,
+        bits(1, 6, 5),
+        encoder=partial(nets.MaskedConvEncoder, channels=(3, 4)),
+        decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+    ),
+    "PartialVAE": partial(with_mask, models.PartialVAE, uniform(6), likelihood=conditionals.LearnedNormal),
+    "PartialVAE convolutional": partial(
+        with_mask,
+        models.PartialVAE,
+        bits(1, 6, 5),
+        encoder=partial(nets.PartialConvEncoder, channels=(3, 4)),
+        decoder=partial(nets.ConvDecoder, channels=(4, 3)),
+    ),
+    "PartialVAE of a table": partial(
+        with_mask,
+        models.PartialVAE,
+        torch.cat([uniform(2), bits(2), (4 * uniform(2)).floor()], 1),
+        likelihood=partial(conditionals.Mixed, num_classes=(0, 0, 2, 2, 4, 4)),
+    ),
+    "PosteriorMatching": posterior_matching,
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),
@@ -396,13 +499,23 @@ def local_samples(known: Structure) -> bool:
     return sampled(known) and local(known)
 
 
+def scored(known: Structure) -> bool:
+    """A guide whose density has a score: no Delta."""
+    return local_samples(known) and not any(isinstance(module, models.NormalizingFlow) for module in known.modules)
+
+
 def dreams(known: Structure) -> bool:
-    return local_samples(known) and set(known.observed) == set(known.supports) != set()
+    return scored(known) and set(known.observed) == set(known.supports) != set()
+
+
+CORRELATED = tuple(getattr(posterior, "func", posterior) for posterior in POSTERIORS.values())
 
 
 def one_code(known: Structure) -> bool:
     """One sampled latent, of data, and independent dims."""
-    dependent = any(isinstance(module, (FullNormal, LinearGaussian)) for module in known.modules)
+    dependent = any(
+        isinstance(module, (*CORRELATED, LinearGaussian, models.NormalizingFlow)) for module in known.modules
+    )
     return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
 
 
@@ -412,7 +525,9 @@ def two_dims(known: Structure) -> bool:
 
 
 def fixed_prior(known: Structure) -> bool:
-    return one_code(known) and not any(isinstance(module, MixturePrior) for module in known.modules)
+    """One whose draws need no gradient, or have one."""
+    without = (priors.GaussianMixture, priors.VampPrior, priors.AggregatedPosterior)
+    return one_code(known) and not any(isinstance(module, without) for module in known.modules)
 
 
 def dense(known: Structure) -> bool:
@@ -460,7 +575,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "IWAE 1": (partial(IWAE, 1), local),
     "IWAE 5": (partial(IWAE, 5), local),
     "VIMCO 3": (partial(VIMCO, 3), local_samples),
-    "reweighted wake": (partial(ReweightedWakeSleep, 3), local_samples),
+    "reweighted wake": (partial(ReweightedWakeSleep, 3), scored),
     "reweighted wake and sleep": (partial(ReweightedWakeSleep, 3, insomnia=0.5), dreams),
     "wake-sleep": (partial(WakeSleep, 2), dreams),
     "total correlation": (partial(TotalCorrelation, 2, beta=3.0, data_size=50), one_code),
@@ -478,10 +593,11 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "PIWAE 2 x 2": (partial(PIWAE, 4, num_groups=2), reparametrised),
     "CIWAE": (partial(CIWAE, 3), local),
     "STL": (partial(STL, 2), reparametrised),
-    "DReG 3": (partial(DReG, 3), reparametrised),
+    "DReG 3": (partial(DReG, 3), scored),
     "beta per site": (partial(ELBO, beta={"z": 1.5}), has_z),  # free of c, which the model enumerates
     "beta learned": (partial(Beta, 1.0), anywhere),
     "free bits": (partial(FreeBits, 0.01), anywhere),
+    "free bits by dimension": (partial(FreeBits, 0.01, group_size=1), fixed_prior),
     "capacity": (partial(Capacity, 2.0, 0.7), anywhere),
     "MarginalLikelihood": (MarginalLikelihood, summed),
     "Trace_ELBO": (Trace_ELBO, sampled),
@@ -491,7 +607,12 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
 
 UNSCORED = ("adversarial VB", "joint ratio", "adversarial autoencoder")  # ask for no density of the guide
 
-LOOSE = ("ELBO beta 2", "beta per site", "free bits")  # no better than log p(x) less something, whatever the guide
+LOOSE = (
+    "ELBO beta 2",
+    "beta per site",
+    "free bits",
+    "free bits by dimension",
+)  # no better than log p(x) less something, whatever the guide
 
 
 def made(name: str, seed: int = 0) -> tuple[Any, tuple[Tensor, ...]]:
@@ -540,7 +661,8 @@ def test_the_table_holds_every_part_of_the_library():
     held = {type(m) for pair, _ in ALL.values() if isinstance(pair, nn.Module) for m in pair.modules()}
     for library in (models, nets, conditionals, priors):
         classes = [getattr(library, name) for name in library.__all__]
-        missing = {cls for cls in classes if isinstance(cls, type)} - held - {conditionals.Conditional}
+        bases = {conditionals.Conditional, conditionals.Flow, priors.Flow}
+        missing = {cls for cls in classes if isinstance(cls, type)} - held - bases
         assert not missing, f"no row of PAIRS holds {missing}"
 
 
@@ -771,7 +893,11 @@ def test_a_constant_log_weight_is_the_value(objective, size, masked, enumerates)
     x = torch.tensor([0.5, -1.25, 2.0, 3.5], dtype=torch.float64)
     mask = torch.tensor([True, False, True, True]) if masked else torch.ones(4, dtype=torch.bool)
     pair = constant_log_weight(size, mask, enumerates)
-    if valid(structure(pair, x)) and objective not in ("free bits", "capacity"):  # theirs are tested on their own
+    if valid(structure(pair, x)) and objective not in (
+        "free bits",
+        "free bits by dimension",
+        "capacity",
+    ):  # theirs are tested on their own
         want = -x[mask].sum().item() / 4
         assert make().loss(pair.model, pair.guide, x) == pytest.approx((size or 4) * want, abs=1e-12)
         assert Step(pair, make(), structure(pair, x))(x).item() == pytest.approx(want, abs=1e-12)
@@ -861,7 +987,8 @@ def test_predictive_runs_model_and_guide(name):
     for site, value in from_guide.items():
         if site in known.latent:
             assert len(value) == 3
-            assert not torch.equal(value[0], value[1])
+            fixed = is_point(sites(pair.guide, *batch)[site]["fn"]) and name in OWN
+            assert torch.equal(value[0], value[1]) == fixed
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.functional import conv2d, relu
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyrovae.nets import MLP, ConvDecoder, ConvEncoder, Head, MultiLinear, MultiMLP, as_shape
+from pyrovae.nets import MLP, BatchNorm, ConvDecoder, ConvEncoder, Head, MultiLinear, MultiMLP, as_shape
 
 NETS = {  # name: (network, shape of one input, shape of one output)
     "mlp": (lambda: MLP((1, 4, 6), hidden=(7, 5)), (1, 4, 6), (5,)),
@@ -83,6 +83,35 @@ def test_mlp_is_affine_maps_and_activations():
     torch.testing.assert_close(net(x), h)
     x = torch.randn(7, 6)
     assert torch.equal(MLP(6, hidden=())(x), x)
+
+
+def test_batch_norm_takes_statistics_over_all_leading_dims():
+    norm, plain = BatchNorm(3), nn.BatchNorm1d(3)
+    x = 2 * torch.randn(4, 5, 3) + 5
+    out = norm(x)
+    torch.testing.assert_close(out, plain(x.flatten(0, 1)).unflatten(0, (4, 5)))
+    torch.testing.assert_close(out.mean((0, 1)), torch.zeros(3))
+    norm.eval(), plain.eval()
+    torch.testing.assert_close(norm(x[0]), plain(x[0]))
+    assert norm.running_mean.abs().min() > 0.1
+
+
+def test_batch_norm_of_one_row_is_refused_in_training():
+    net = MLP(2, hidden=(3,), batch_norm=True)
+    with pytest.raises(ValueError, match="x has one row, which batch norm can't train on"):
+        net(torch.randn(1, 2))
+    assert net.eval()(torch.randn(1, 2)).shape == (1, 3)
+
+
+def test_mlp_with_batch_norm_is_affine_maps_norms_and_activations():
+    net = MLP((2, 3), hidden=(4, 5), batch_norm=True)
+    assert [type(layer) for layer in net.layers] == 2 * [nn.Linear, BatchNorm, nn.Tanh]
+    x = torch.randn(7, 2, 3)
+    h = x.flatten(1)
+    for layer in (net.layers[0], net.layers[3]):
+        h = h @ layer.weight.T
+        h = torch.tanh((h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt())
+    torch.testing.assert_close(net(x), h)
 
 
 # Several inputs: of each, its leading dims; and of all, those of the sum.

@@ -8,6 +8,7 @@ import torch
 from exact import LinearGaussian, LooseLinearGaussian
 
 from pyrovae.conditionals import DiagonalNormal, FixedNormal
+from pyrovae.models.hierarchical import merge
 from pyrovae.objectives import ledger
 
 
@@ -60,6 +61,20 @@ def test_the_head_gives_a_log_variance_not_a_log_scale():
     features = torch.randn(2, 3, dtype=torch.float64)
     _, log_variance = q.head(features)
     torch.testing.assert_close(moments(q(features))[1], log_variance.exp())
+
+
+def test_the_merged_scale_is_the_root_of_a_variance():
+    """Notes: sigma_q = 1 / (sigma_q^-2 + sigma_p^-2), which is the variance of the product of two Gaussians."""
+    z = torch.linspace(-30, 30, 60001, dtype=torch.float64)
+    loc1, scale1, loc2, scale2 = torch.tensor([1.0, 0.5, -2.0, 2.0], dtype=torch.float64)
+    weights = (dist.Normal(loc1, scale1).log_prob(z) + dist.Normal(loc2, scale2).log_prob(z)).softmax(0)
+    mean = (weights * z).sum()
+    variance = (weights * (z - mean) ** 2).sum()
+    loc, scale = merge(loc1, scale1, loc2, scale2)
+    torch.testing.assert_close(torch.stack([loc, scale**2]), torch.stack([mean, variance]))
+    slip = 1 / (scale1**-2 + scale2**-2)
+    torch.testing.assert_close(slip, variance)
+    assert not torch.isclose(slip, scale)
 
 
 def test_kls_of_layers_are_subtracted():

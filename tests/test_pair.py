@@ -11,7 +11,7 @@ import torch
 from exact import Mixture
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
-from pyro.nn import PyroModule, PyroParam, pyro_method
+from pyro.nn import PyroModule, PyroParam, PyroSample, pyro_method
 from torch import nn
 
 from pyrovae.models import VAE
@@ -330,6 +330,21 @@ def test_enumerated_pairs_run_without_enumeration():
 
 
 # Bad pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_a_program_makes_are_named_where_the_dtypes_differ():
+    class Regression(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.w = PyroSample(dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(x @ self.w, 1.0), obs=x[:, 0])
+
+    pair = (Regression(), lambda x: pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1)))
+    with pytest.raises(ValueError, match=r"numbers of PyroSample.* have torch's default dtype\), or see above"):
+        structure(pair, torch.ones(3, 2, dtype=torch.float64))
 
 
 def test_a_batch_that_the_pair_cannot_run_on_is_named():

@@ -172,3 +172,31 @@ def test_samples_of_vectors(rng):
     np.testing.assert_allclose(edges[[0, -1]], [x[:, 0].min(), x[:, 0].max()])
     counts = [((x[:, 0] >= low) & (x[:, 0] < high)).sum() for low, high in itertools.pairwise(edges[:-1])]
     assert [bar.get_height() for bar in bars][:-1] == counts
+
+
+# completions
+
+
+def test_completions_stand_below_what_is_observed(rng):
+    x, mask, imputed = rng.random((4, 1, 3, 5)), rng.random((4, 1, 3, 5)) < 0.5, rng.random((2, 4, 1, 3, 5))
+    ax = plots.completions(x, mask, imputed, num=3)
+    found, white = blocks(canvas(ax), 4, 3, 3, 5, 1)
+    assert white
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["data", "observed", "1", "2"]
+    for n in range(3):
+        grey = np.repeat(x[n, 0][..., None], 3, -1)
+        np.testing.assert_array_equal(found[0, n], grey)
+        np.testing.assert_array_equal(found[1, n][mask[n, 0]], grey[mask[n, 0]])
+        assert (found[1, n][~mask[n, 0]] == [0.55, 0.7, 0.9]).all()
+        for m in range(2):
+            np.testing.assert_array_equal(found[2 + m, n], np.repeat(imputed[m, n, 0][..., None], 3, -1))
+    flat = plots.completions(x.reshape(4, 15), mask.reshape(4, 15), imputed.reshape(2, 4, 15), image_shape=(3, 5))
+    np.testing.assert_array_equal(canvas(flat), canvas(plots.completions(x, mask, imputed)))
+
+
+def test_completions_of_other_shapes_are_refused(rng):
+    x = rng.random((4, 1, 3, 5))
+    with pytest.raises(ValueError, match=r"mask \(4, 1, 3, 4\), imputed .*; pass images \(N, C, H, W\), their mask"):
+        plots.completions(x, x[..., :4] > 0, x[None])
+    with pytest.raises(ValueError, match="num is 0"):
+        plots.completions(x, x > 0, x[None], num=0)

@@ -138,3 +138,57 @@ def test_capacity_curves_are_the_numbers(rng):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("capacity C (nats)", "KL (nats per datum)")
     with pytest.raises(ValueError, match=r"capacity has shape \(6,\) and kl \(7, 10\)"):
         plots.capacity_curves(capacity[1:], kl)
+
+
+def test_layers_are_bars_of_each_model():
+    kl = {"ladder": {"z1": 7.5, "z2": 2.0}, "bottom up": {"z2": 0.0, "z1": 6.5}}
+    active = {"ladder": {"z1": "5 / 8", "z2": "3 / 4"}, "bottom up": {"z1": "6 / 8", "z2": "0 / 4"}}
+    ax = plots.layers(kl, active)
+    heights = [[bar.get_height() for bar in bars] for bars in ax.containers]
+    assert heights == [[7.5, 2.0], [6.5, 0.0]]
+    centres = [[bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in ax.containers]
+    np.testing.assert_allclose(centres, [[-0.2, 0.8], [0.2, 1.2]])
+    assert [text.get_text() for text in ax.texts] == ["5 / 8", "3 / 4", "6 / 8", "0 / 4"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["z1", "z2"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ladder", "bottom up"]
+    assert plots.layers({"one": {"z1": 1.0}}).get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("kl", "message"),
+    [
+        ({}, "kl is {}, wanted the layers"),
+        ({"a": {"z1": 1.0}, "b": {"z2": 1.0}}, r"kl of 'b' has the layers \['z2'\], the first \['z1'\]"),
+        ({"a": {"z1": float("nan")}}, "kl of 'a' is NaN"),
+    ],
+)
+def test_layers_that_cannot_be_drawn_are_refused(kl, message):
+    with pytest.raises(ValueError, match=message):
+        plots.layers(kl)
+
+
+def test_densities_of_prior_and_aggregate():
+    """A Gaussian of sd 1 and 1/2: its regions are ellipses, of mass 1 - exp(-r^2 / 2)."""
+    a, b = np.linspace(-5, 5, 401), np.linspace(-3, 3, 301)
+    p = np.exp(-0.5 * (a[:, None] ** 2 + (2 * b) ** 2)) / np.pi
+    q = np.exp(-0.5 * ((a[:, None] - 2) ** 2 + (b + 1) ** 2))
+    ax = plots.latent_densities(q, torch.tensor(p), (-5, 5, -3, 3), components=[[1.0, 2.0], [0.0, -1.0]])
+    shades, lines, crosses = ax.collections
+    assert np.array_equal(shades.get_array().reshape(301, 401), q.T)
+    (x, y), value = shades.get_coordinates()[:-1, :-1].reshape(-1, 2).T, shades.get_array().ravel()
+    assert (x[value.argmax()], y[value.argmax()]) == pytest.approx((2, -1), abs=0.03)
+    radii = np.sqrt(-2 * np.log1p(-np.array([0.99, 0.9, 0.5])))
+    np.testing.assert_allclose(lines.levels, np.exp(-0.5 * radii**2) / np.pi, rtol=0.02)
+    for path, radius in zip(lines.get_paths(), radii, strict=True):
+        assert np.hypot(path.vertices[:, 0], 2 * path.vertices[:, 1]) == pytest.approx(radius, rel=0.01)
+    np.testing.assert_array_equal(crosses.get_offsets(), [[1, 2], [0, -1]])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["p(z): 50, 90, 99 %", "components"]
+    for arguments, match in (
+        ((q, p.T, (-3, 3)), "wanted \\(n, m\\) twice"),
+        ((q, -p, (-3, 3)), "below 0 somewhere"),
+        ((q, p, (3, -3)), "extent is \\(3, -3\\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            plots.latent_densities(*arguments)
+    with pytest.raises(ValueError, match="components has shape"):
+        plots.latent_densities(q, p, (-3, 3), components=[1.0, 2.0])

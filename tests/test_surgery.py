@@ -181,3 +181,55 @@ def test_what_has_no_surgery_is_told():
 
     with pytest.raises(ValueError, match="the prior of 'z' depends on the datum"):
         surgery((model, guide), torch.arange(3.0))
+
+
+def test_a_prior_that_differs_between_batches_is_told():
+    """One row a batch: within each, nothing depends on the datum."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match="the prior of 'z' depends on the datum"):
+        surgery((model, guide), torch.arange(3.0), batch_size=1)
+
+
+def test_a_prior_scores_each_draw_once(monkeypatch):
+    """Not at each row of the first batch, for which a prior of many components has no memory."""
+    pair, scored = LinearGaussian(), []
+    x = pair.sample(40)
+
+    class Counted(dist.Normal):
+        def log_prob(self, value):
+            scored.append(value.numel() // 2)
+            return super().log_prob(value)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Counted(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ pair.weight.T + pair.bias, pair.scale).to_event(1), obs=x)
+
+    monkeypatch.setattr(Counted, "expand", lambda self, shape, _instance=None: Counted(self.loc.expand(shape), 1.0))
+    parts = surgery((model, pair.guide), x, num_samples=500)
+    assert parts.marginal_kl == pytest.approx(surgery(pair, x, num_samples=500).marginal_kl, abs=1e-9)
+    assert max(scored) <= 520
+
+
+def test_a_guide_without_density_at_other_points_is_told():
+    pair = LinearGaussian()
+    planar = dist.transforms.Planar(2).double()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc, _ = pair.posterior(x)
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(loc, 1.0).to_event(1), [planar]))
+
+    with pytest.raises(
+        ValueError, match=r"the density of site 'z' .* can't be computed at a value that was not just drawn"
+    ):
+        surgery((pair.model, guide), pair.sample(5))

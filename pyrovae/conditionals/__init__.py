@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
 from pyrovae.conditionals.implicit import Implicit
 from pyrovae.conditionals.likelihoods import (
     Bernoulli,
@@ -23,9 +24,21 @@ from pyrovae.conditionals.likelihoods import (
     DiscretizedLogistic,
     Multinomial,
 )
-from pyrovae.conditionals.normal import DiagonalNormal, FixedNormal, LearnedNormal
+from pyrovae.conditionals.mixed import Mixed
+from pyrovae.conditionals.mixture import NormalMixture
+from pyrovae.conditionals.normal import (
+    DiagonalNormal,
+    FixedNormal,
+    FullNormal,
+    LearnedNormal,
+    LowRankNormal,
+    SoftplusNormal,
+)
+from pyrovae.conditionals.topics import BagOfWords, NormalisedNormal, ProductOfExperts, TopicMixture
 
 __all__ = [
+    "IAF",
+    "BagOfWords",
     "Bernoulli",
     "Categorical",
     "Conditional",
@@ -34,7 +47,19 @@ __all__ = [
     "DiagonalNormal",
     "DiscretizedLogistic",
     "FixedNormal",
+    "Flow",
+    "FullNormal",
     "Implicit",
     "LearnedNormal",
+    "LowRankNormal",
+    "Mixed",
     "Multinomial",
+    "NormalMixture",
+    "NormalisedNormal",
+    "PlanarFlow",
+    "ProductOfExperts",
+    "RadialFlow",
+    "SoftplusNormal",
+    "SplineFlow",
+    "TopicMixture",
 ]

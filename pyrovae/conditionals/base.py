@@ -3,14 +3,16 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import ClassVar
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from pyrovae.nets import Head
+from pyrovae.nets import Head, as_shape
 
-__all__ = ["Conditional", "positive"]
+__all__ = ["Conditional", "near_zero_", "positive", "vector_length"]
 
 
 class Conditional(nn.Module, ABC):
@@ -47,3 +49,26 @@ def positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} is {value}, expected a positive number; pass {name}=1.0")
     return float(value)
+
+
+def vector_length(event_shape: int | Sequence[int], name: str) -> int:
+    """L of an event that has to be a vector.
+
+    Raises:
+        ValueError: for an event of another number of dims.
+    """
+    shape = as_shape(event_shape)
+    if len(shape) != 1:
+        raise ValueError(f"event_shape is {shape}, {name} is over vectors; pass event_shape={prod(shape)}")
+    return shape[0]
+
+
+@torch.no_grad()
+def near_zero_(layer: nn.Module, rows: slice = slice(None)) -> None:
+    """Make some outputs of a linear layer a hundredth of what torch starts them with, without bias.
+
+    Not zero: then the layers before it, or the factors beside it, would have no gradient.
+    """
+    assert isinstance(layer, nn.Linear)
+    layer.weight[rows] *= 0.01
+    layer.bias[rows] = 0.0

@@ -4,9 +4,31 @@ Data in memory are a `Split`, a torch Dataset larger than memory is a `Stream`. 
 ``event_shape``, ``select``, ``to``, ``batches`` and ``sequential``, and training needs no more.
 """
 
+from pyrovae.data.corpora import load_corpus
 from pyrovae.data.datasets import load
+from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectangle
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
-from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize
+from pyrovae.data.sparse import SparseRows
+from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
-__all__ = ["Data", "Split", "Stream", "bernoulli", "bits_per_dimension", "dequantize", "load", "match"]
+__all__ = [
+    "Data",
+    "SparseRows",
+    "Split",
+    "Stream",
+    "bernoulli",
+    "bits_per_dimension",
+    "dequantize",
+    "half",
+    "incomplete",
+    "join_quadrants",
+    "load",
+    "load_corpus",
+    "masked",
+    "match",
+    "one_of",
+    "pixels",
+    "quadrants",
+    "rectangle",
+]

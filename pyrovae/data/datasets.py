@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -10,9 +10,10 @@ from pyrovae.data import readers
 from pyrovae.data.readers import Parts
 from pyrovae.data.rows import Data, Split
 from pyrovae.data.seeds import BITS, SPLIT, derived_seed, seeded_generator
+from pyrovae.data.sparse import SparseRows
 from pyrovae.data.transforms import bernoulli
 
-__all__ = ["load"]
+__all__ = ["hold_out", "load"]
 
 
 def load(
@@ -34,7 +35,7 @@ def load(
     * a folder of images of one size, flat or in one subfolder per class: (1, H, W) if grey, else (3, H, W), k/255
     * a .npy file, or a .npz file with x, or one array only, and further named arrays; names that end in _validation (or
       _valid) and _test are those splits, and so are arrays called train, valid and test. Values are as in the file:
-      **uint8 is not divided by 255**
+      **uint8 is not divided by 255**. Or a sparse matrix of scipy's (`scipy.sparse.save_npz`), which stays sparse
 
     Labels are in y. Rows held out are drawn from `seed`; of the MNIST-like and cifar10 they are the last ones.
 
@@ -78,8 +79,10 @@ def load(
         parts = readers.images(Path(name))
     else:
         parts, levels = readers.arrays(name), None
-    splits = _hold_out(name, parts, {"validation": validation, "test": test}, last, seed)
+    splits = hold_out(name, parts, {"validation": validation, "test": test}, last, seed)
 
+    if isinstance(splits["train"]["x"], SparseRows):
+        return Data(**splits, name=Path(name).stem)
     low, high = (min(s["x"].min().item() for s in splits.values()), max(s["x"].max().item() for s in splits.values()))
     bits = all(((split["x"] == 0) | (split["x"] == 1)).all() for split in splits.values())
     if binarize == "auto":
@@ -97,9 +100,18 @@ def load(
     return Data(**splits, name=Path(name).stem, levels=2 if bits or binarize else levels)
 
 
-def _hold_out(
+def hold_out(
     name: str, parts: Parts, asked: dict[str, int | float | None], last: int | None, seed: int
-) -> dict[str, Split]:
+) -> dict[str, Any]:
+    """The splits of what was read: its own, and rows of the training data where it has none.
+
+    Args:
+        name: of the data, for messages.
+        parts: what was read.
+        asked: rows to hold out for validation and test, see `load`.
+        last: hold out the last rows, so many by default; None: rows drawn from `seed`.
+        seed: of those.
+    """
     train = Split(parts["train"])
     defaults = {"validation": 0.1 if last is None else last, "test": 0.1}
     counts = []

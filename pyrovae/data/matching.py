@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from pyrovae.data.rows import Data, Split, Stream, first_item, item_width
+from pyrovae.data.sparse import is_sparse
 
 __all__ = ["match"]
 
@@ -21,7 +22,8 @@ def match(data: Any, function: Callable[..., Any]) -> Split | Stream:
     takes the rest.
 
     Args:
-        data: Split, Stream, Data, dict, tensor (N, ...), array, tuple or list of these, or torch Dataset.
+        data: Split, Stream, Data, dict, tensor (N, ...), array, sparse matrix, tuple or list of these, or torch
+            Dataset.
         function: a model: function, bound method or module.
 
     Returns:
@@ -44,7 +46,8 @@ def match(data: Any, function: Callable[..., Any]) -> Split | Stream:
     elif not isinstance(data, Split | Stream):
         data = data.tensors if isinstance(data, TensorDataset) else data
         items = data if isinstance(data, tuple | list) else [data]
-        if wrong := [type(item).__name__ for item in items if not isinstance(item, Tensor | np.ndarray)]:
+        known = [isinstance(item, Tensor | np.ndarray) or is_sparse(item) for item in items]
+        if wrong := [type(item).__name__ for item, is_known in zip(items, known, strict=True) if not is_known]:
             raise TypeError(f"data hold a {wrong[0]}, tensors or arrays are wanted; convert it, or call load first")
         data = Split(dict(zip(_by_position(function, len(items)), items, strict=True)))
     return data.select(*_by_name(function, data.names))

@@ -117,6 +117,11 @@ def arrays(name: str) -> Parts:
         try:
             content: Any = np.load(file, allow_pickle=False)
             content = {"x": content} if isinstance(content, np.ndarray) else {key: content[key] for key in content}
+            if {"data", "indptr", "indices", "shape", "format"} <= set(content):
+                import scipy.sparse
+
+                file.seek(0)
+                return {"train": {"x": scipy.sparse.load_npz(file)}}
         except Exception as error:  # a dozen types from numpy, zipfile and zlib
             if pickled or "Object arrays" in str(error):
                 what = "has pickled Python objects, which are never loaded (allow_pickle=False); save arrays of numbers"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyrovae.data.seeds import BITS, ORDER, derived_seed, seeded_generator
+from pyrovae.data.sparse import SparseRows, is_sparse
 from pyrovae.data.transforms import Transform
 
 __all__ = ["Data", "Rows", "Split", "Stream", "first_item", "item_width"]
@@ -24,7 +25,11 @@ class Rows(ABC):
 
     fields: tuple[str, ...]  # all tensors of a row
     names: tuple[str, ...]  # those that a batch holds, in order
-    _device = torch.device("cpu")  # where the order of an epoch is drawn
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the order of an epoch is drawn."""
+        return torch.device("cpu")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -93,9 +98,10 @@ class Split(Rows):
 
     NumPy arrays become tensors: floats of the default dtype, integers int64. Where ``x`` (or the first tensor, if none
     is called x) is bool or uint8 it becomes floating, its values as they are; elsewhere uint8 is a label, bool a mask.
+    A sparse matrix, scipy's or torch's, stays sparse (`SparseRows`, floating); batches of its rows are dense.
 
     Args:
-        tensors: name -> tensor or array (N, ...), on one device.
+        tensors: name -> tensor, array (N, ...) or sparse matrix (N, V), on one device.
         transform: called with the tensors (B, ...) of each batch by name, all of them even after `select`; returns them
             all, in the same shapes. It runs on the data's device and may draw from torch's global generator.
 
@@ -111,7 +117,7 @@ class Split(Rows):
             [1., 0., 0.]]), tensor([2, 0]))
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor | np.ndarray], *, transform: Transform | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Any], *, transform: Transform | None = None) -> None:
         if not isinstance(tensors, Mapping):
             raise TypeError(f"tensors is a {type(tensors).__name__}, a mapping is wanted; pass {{'x': tensors}}")
         if not tensors:
@@ -127,21 +133,26 @@ class Split(Rows):
                 raise ValueError(
                     f"{name} has {len(tensor)} rows, {main} has {len(self)}; pass one row per datum in each"
                 )
-            count, row = _not_finite(tensor)
+            count, row = tensor.not_finite() if isinstance(tensor, SparseRows) else _not_finite(tensor)
             if count:
                 raise ValueError(
-                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them"
+                    f"{name} has {count} NaN or infinite values, the first in row {row}; drop or fill them, or pass "
+                    "pyrovae.data.incomplete(x) for NaN to mean missing"
                 )
 
     def __len__(self) -> int:
         return len(self.tensors[self._main()])
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Any:
         return self.tensors[name]
 
     def __repr__(self) -> str:
         shapes = (f"{k} {tuple(v.shape[1:])} {str(v.dtype).removeprefix('torch.')}" for k, v in self.tensors.items())
         return f"Split({len(self)} rows: {', '.join(shapes)})"
+
+    @property
+    def _device(self) -> torch.device:
+        return self.tensors[self._main()].device
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -157,8 +168,8 @@ class Split(Rows):
     def rows(self, index: Index) -> tuple[Tensor, ...]:
         """The tensors (B, ...) at the rows `index`, in the order of `names`, transformed."""
         if self.transform is None:
-            return tuple(self._take(index, self.names).values())
-        tensors = self.transform(self._take(index, self.fields))
+            return tuple(_dense(self._take(index, self.names)).values())
+        tensors = self.transform(_dense(self._take(index, self.fields)))
         if lost := [name for name in self.names if name not in tensors]:
             raise ValueError(f"the transform returned no {', '.join(lost)}; return {{**tensors, 'x': ...}}")
         return tuple(tensors[name] for name in self.names)
@@ -175,18 +186,28 @@ class Split(Rows):
         """
         if self.transform is None:
             return self
+        if sparse := [name for name, tensor in self.tensors.items() if isinstance(tensor, SparseRows)]:
+            raise ValueError(
+                f"{sparse[0]} is sparse and has a transform, which would make all its rows dense at once; apply it to "
+                "the matrix first, or pass dense rows"
+            )
         with torch.random.fork_rng([]):
             # torch.manual_seed would seed the other devices too, and for good
             torch.default_generator.manual_seed(derived_seed(seed, BITS))
             tensors = self.transform(self.to("cpu").tensors)
         return Split(tensors).to(self._device).select(*self.names)
 
-    def _take(self, index: Index, names: tuple[str, ...]) -> dict[str, Tensor]:
+    def _take(self, index: Index, names: tuple[str, ...]) -> dict[str, Any]:
+        """Some rows; of a sparse matrix sparse ones."""
         if isinstance(index, slice):
             return {name: self.tensors[name][index] for name in names}
         index = torch.as_tensor(index, device=self._device)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        return {name: self.tensors[name].index_select(0, index) for name in names}  # 3 times faster than tensor[index]
+        columns = {name: self.tensors[name] for name in names}
+        return {  # index_select is 3 times faster than tensor[index]
+            name: column[index] if isinstance(column, SparseRows) else column.index_select(0, index)
+            for name, column in columns.items()
+        }
 
     def _read(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         return (self.rows(index) for index in indices)
@@ -269,9 +290,10 @@ class Data:
         test: rows for the final figures, if any.
         name: for titles and tables.
         levels: L if the x in batches is k / (L - 1) with k = 0, ..., L - 1: 2 for bits, 256 for bytes; None: unknown.
+        vocabulary: the words that the columns of x count, where it holds bags of words.
 
     Raises:
-        ValueError: for splits with different event shapes.
+        ValueError: for splits with different event shapes, or a vocabulary of another length.
 
     >>> Data(Split({"x": np.eye(3)}), name="corners")
     Data('corners': train 3 rows; event_shape (3,))
@@ -283,6 +305,7 @@ class Data:
     _: KW_ONLY
     name: str = ""
     levels: int | None = None
+    vocabulary: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for part, split in self.splits.items():
@@ -290,6 +313,11 @@ class Data:
                 raise ValueError(
                     f"{part} has event shape {split.event_shape}, train {self.event_shape}; give one to all"
                 )
+        if self.vocabulary is not None and (len(self.vocabulary),) != self.event_shape:
+            raise ValueError(
+                f"vocabulary has {len(self.vocabulary)} words, x has event shape {self.event_shape}; "
+                "pass one word for each column of x"
+            )
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{part} {len(split)}" for part, split in self.splits.items())
@@ -334,7 +362,13 @@ def item_width(item: Any) -> int:
     return len(item) if isinstance(item, tuple | list) else 1
 
 
-def _tensor(name: str, value: Any, main: bool) -> Tensor:
+def _dense(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: t.to_dense() if isinstance(t, SparseRows) else t for name, t in tensors.items()}
+
+
+def _tensor(name: str, value: Any, main: bool) -> Any:
+    if is_sparse(value):
+        return SparseRows.of(value)
     if isinstance(value, np.ndarray | np.generic | bool | int | float):
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
@@ -352,7 +386,9 @@ def _tensor(name: str, value: Any, main: bool) -> Tensor:
     return value if value.is_floating_point() or value.dtype == torch.bool else value.long()
 
 
-def _cast(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+def _cast(tensor: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> Any:
+    if isinstance(tensor, SparseRows):
+        return tensor.to(device, dtype)
     return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=tensor.is_pinned())
 
 

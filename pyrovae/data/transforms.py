@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Transform", "bernoulli", "bits_per_dimension", "dequantize"]
+__all__ = ["Transform", "bernoulli", "bits_per_dimension", "dequantize", "join_quadrants", "quadrants"]
 
 Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 Nats = TypeVar("Nats", float, Tensor)
@@ -50,6 +50,82 @@ def dequantize(levels: int = 256) -> Transform:
         return {**tensors, "x": y / levels}
 
     return transform
+
+
+def quadrants(x: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    r"""The visible pixels y of images with hidden quadrants, and the hidden ones, which are to be completed.
+
+    Hidden are, in this order: bottom right, top right, top left; bottom left is always seen. Rows and columns in the
+    middle of odd sizes go to the bottom and to the right.
+
+    Args:
+        x: images (..., C, H, W).
+        hidden: 1, 2 or 3 quadrants.
+
+    Returns:
+        y (..., V) and x (..., D), V + D = C H W, each in the order of the image; `join_quadrants` puts them together.
+
+    Raises:
+        ValueError: for another number, or x that are no images of 2 x 2 pixels at least.
+
+    Source: Sohn, Lee & Yan 2015, and Pyro's example (examples/cvae), whose quadrants these are.
+
+    >>> image = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> quadrants(image, hidden=1)
+    (tensor([1., 2., 3.]), tensor([4.]))
+    """
+    if x.dim() < 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, wanted images (..., C, H, W); pass x.unsqueeze(-3), say")
+    mask, flat = _hidden_pixels(x.shape[-3:], hidden), x.flatten(-3)
+    seen, unseen = (m.nonzero()[:, 0].to(x.device) for m in (~mask, mask))
+    return flat.index_select(-1, seen), flat.index_select(-1, unseen)
+
+
+def join_quadrants(y: Tensor, x: Tensor, image_shape: Sequence[int]) -> Tensor:
+    """The images of which `quadrants` made the visible pixels y and the hidden ones x, or completions of these.
+
+    Args:
+        y: visible pixels (..., V).
+        x: hidden pixels (..., D), leading dims as those of y.
+        image_shape: (C, H, W).
+
+    Returns:
+        images (..., C, H, W).
+
+    Raises:
+        ValueError: if y and x are not so many pixels as quadrants of such an image have.
+
+    >>> join_quadrants(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]), (1, 2, 2))
+    tensor([[[1., 2.],
+             [3., 4.]]])
+    """
+    shape = tuple(image_shape)
+    for hidden in (1, 2, 3):
+        mask = _hidden_pixels(shape, hidden)
+        if (y.size(-1), x.size(-1)) == (int((~mask).sum()), int(mask.sum())):
+            order = torch.cat([(~mask).nonzero()[:, 0], mask.nonzero()[:, 0]]).argsort().to(x.device)
+            return torch.cat([y, x], -1).index_select(-1, order).unflatten(-1, shape)
+    raise ValueError(
+        f"y and x have {y.size(-1)} and {x.size(-1)} pixels, which are no quadrants of an image {shape}; pass what "
+        "quadrants(images, hidden) gave, and the images' shape"
+    )
+
+
+def _hidden_pixels(image_shape: Sequence[int], hidden: int) -> Tensor:
+    """Which pixels of a flattened image are hidden, (C H W,)."""
+    channels, height, width = image_shape
+    if hidden not in (1, 2, 3) or height < 2 or width < 2:
+        raise ValueError(
+            f"hidden is {hidden!r} of images {tuple(image_shape)}, wanted 1, 2 or 3 quadrants of 2 x 2 pixels at "
+            "least; pass hidden=1"
+        )
+    mask = torch.zeros(channels, height, width, dtype=torch.bool)
+    mask[:, height // 2 :, width // 2 :] = True
+    if hidden > 1:
+        mask[:, : height // 2, width // 2 :] = True
+    if hidden > 2:
+        mask[:, : height // 2, : width // 2] = True
+    return mask.flatten()
 
 
 def bits_per_dimension(

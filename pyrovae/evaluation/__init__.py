@@ -10,10 +10,12 @@ from pyrovae.evaluation.implicit_prior import (
     generate_from_aggregate,
     implicit_log_likelihood,
 )
+from pyrovae.evaluation.imputation import Imputation, impute, impute_by_gibbs, missing_log_likelihood
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
+from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
 from pyrovae.evaluation.surgery import Surgery, surgery
-from pyrovae.evaluation.units import ActiveUnits, active_units
+from pyrovae.evaluation.units import ActiveUnits, active_layers, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
@@ -23,12 +25,16 @@ __all__ = [
     "Expectation",
     "Gaps",
     "ImplicitLikelihood",
+    "Imputation",
+    "PriorComparison",
     "Sandwich",
     "Surgery",
     "TiltedPair",
+    "active_layers",
     "active_units",
     "ais",
     "bdmc",
+    "compare_priors",
     "decode",
     "elbo",
     "encode",
@@ -37,9 +43,12 @@ __all__ = [
     "generate",
     "generate_from_aggregate",
     "implicit_log_likelihood",
+    "impute",
+    "impute_by_gibbs",
     "interpolate",
     "log_likelihood",
     "manifold",
+    "missing_log_likelihood",
     "reconstruct",
     "surgery",
     "traverse",

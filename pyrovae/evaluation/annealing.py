@@ -19,6 +19,7 @@ from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger
 from pyrovae.objectives.unscored import unscored
+from pyrovae.objectives.weights import is_point
 
 __all__ = ["Sandwich", "ais", "bdmc"]
 
@@ -88,7 +89,13 @@ def ais(
         with tqdm(total=2 * len(on.rows) * num_temperatures, desc="AIS", disable=not progress) as bar:
             for run, batch, covered in on:
                 check_support(on, batch)
-                density = is_density(ledger(unscored(run), *batch, known=on.known).terms)
+                terms = ledger(unscored(run), *batch, known=on.known).terms
+                if points := [t.name for t in terms if t.kind == "observed" and is_point(t.site["fn"])]:
+                    raise ValueError(
+                        f"observed {points} are points given z (Delta), and no path leads to where they have density; "
+                        "use log_likelihood, which is exact for a flow"
+                    )
+                density = is_density(terms)
                 joint = Joint(run, batch, on.known, start=start)
                 path = _Path(joint, num_temperatures, num_leapfrog, _counter(bar, covered.stop - covered.start))
                 weights = Moments()

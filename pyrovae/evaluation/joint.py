@@ -18,7 +18,7 @@ from torch.distributions import biject_to
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.implicit import has_density
 from pyrovae.models.base import PairLike, Structure, random_sites
-from pyrovae.objectives.draws import Draw, Term, one
+from pyrovae.objectives.draws import Draw, Term, density, one
 from pyrovae.objectives.particles import PARTICLES, vectorises
 
 __all__ = ["Joint"]
@@ -188,7 +188,7 @@ class _Given(Messenger):
 
 
 def _term(site: dict[str, Any], log_det: Tensor | None) -> Term:
-    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    value = density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"])
     if site["is_observed"]:
         return Term(site["name"], "observed", site, scale_and_mask(value, mask=site["mask"]), value, 1.0)
     value = value if log_det is None else value + log_det

@@ -12,7 +12,7 @@ What a site "gives" is the mean of its distribution where that is defined and fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyro.infer import infer_discrete
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyrovae.evaluation.running import check_counts, evaluating, first_rows
+from pyrovae.evaluation.running import Evaluation, check_counts, evaluating, first_rows
 from pyrovae.evaluation.sites import (
     given,
     guide_traces,
@@ -132,6 +132,7 @@ def generate(
     num_samples: int,
     *,
     like: Any,
+    fixed: Mapping[str, Tensor] | None = None,
     site: str | None = None,
     sample: bool = False,
     plate: str | None = None,
@@ -147,18 +148,56 @@ def generate(
         pair, plate, seed, batch_size: see `evaluating`.
         num_samples: how many, n.
         like: data or a batch to call the model with; its rows are repeated to n.
+        fixed: latents that keep given values, by site, {"z3": z3}, shaped as `encode` returns them: n rows, or one for
+            all samples. The others are drawn: those below from p(z2 | z3) on, say; those above from the prior, which
+            knows nothing of what is fixed below.
         site: an observed site. Default: x, or the only one.
         sample: draw x instead of its mean given z.
 
     Returns:
         (n, *event).
+
+    Raises:
+        ValueError: for a fixed site that is no latent of the model, or a value of another shape.
+
+    >>> from pyrovae.models import LadderVAE
+    >>> ladder, x = LadderVAE(8, latent_dims=(4, 2), hidden=(16,)), torch.ones(3, 8)
+    >>> generate(ladder, 5, like=x, fixed={"z2": encode(ladder, x[:1], site="z2")}).shape
+    torch.Size([5, 8])
     """
     check_counts(num_samples=num_samples)
-    data = _repeated(pair, like, num_samples, seed)
-    with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
+    rows = _repeated(pair, like, num_samples, seed)
+    with evaluating(pair, rows, plate=plate, seed=seed, batch_size=batch_size) as on:
         name = observed_site(on.known, site)
-        traces = (poutine.trace(poutine.uncondition(run.model)).get_trace(*batch) for run, batch, _ in on)
-        return on.join([given(trace.nodes[name], sample) for trace in traces])
+        values = _fixed_values(on, num_samples, dict(fixed or {}))
+        parts = []
+        for run, batch, covered in on:
+            model = poutine.uncondition(run.model)
+            if values:
+                data = {s: value[covered].movedim(0, dim) for s, (value, dim) in values.items()}
+                model = poutine.condition(model, data=data)
+            parts.append(given(poutine.trace(model).get_trace(*batch).nodes[name], sample))
+        return on.join(parts)
+
+
+def _fixed_values(on: Evaluation, rows: int, fixed: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
+    """Values of latents for each row, and the dim of the data plate in what the site takes."""
+    if not fixed:
+        return {}
+    trace = poutine.trace(poutine.uncondition(on.pair.model)).get_trace(*on.batch())
+    values = {}
+    for name, value in fixed.items():
+        if name not in on.known.latent or name in on.known.global_latent:
+            raise ValueError(f"fixed has {name!r}, which is no latent of each datum; name among {on.known.latent}")
+        at = trace.nodes[name]
+        wanted = rows_first(at["value"], at)
+        if not isinstance(value, Tensor) or value.shape[1:] != wanted.shape[1:] or len(value) not in (1, rows):
+            got = tuple(value.shape) if isinstance(value, Tensor) else value
+            shape = ", ".join([str(rows), *map(str, wanted.shape[1:])])
+            raise ValueError(f"fixed[{name!r}] has shape {got}, latent {name!r} ({shape}); pass that shape, or one row")
+        value = value.to(wanted.device, wanted.dtype).expand(rows, *value.shape[1:])
+        values[name] = value, value.dim() - at["fn"].event_dim - 1
+    return values
 
 
 def decode(

@@ -24,6 +24,8 @@ from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluat
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.models.base import random_sites
+from pyrovae.objectives.draws import density
+from pyrovae.objectives.weights import is_point
 
 __all__ = ["Surgery", "surgery"]
 
@@ -110,8 +112,8 @@ def surgery(
     """
     check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        name = _only_latent(on)
-        posteriors, prior = _distributions(on, name)
+        name = only_latent(on)
+        posteriors, prior = distributions(on, name)
         total = len(on.rows)
         values = _all_values(posteriors[0])
         if values is None:
@@ -126,7 +128,7 @@ def surgery(
             z = torch.cat(drawn)  # (S, *event), in the order of chosen
         else:
             z, chosen = values, None
-        pieces = _scores(on, posteriors, prior, z, chosen, progress)
+        pieces = _scores(on, name, posteriors, prior, z, chosen, progress)
     result = _summed(pieces, name, total)
     try:
         result.units = active_units(pair, data, site=name, plate=plate, seed=seed, batch_size=batch_size)
@@ -148,7 +150,7 @@ class _Pieces:
     prior_marginals: Tensor | None
 
 
-def _only_latent(on: Evaluation) -> str:
+def only_latent(on: Evaluation) -> str:
     trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
     names = [site["name"] for site in random_sites(trace) if not site["is_observed"]]
     if len(names) != 1 or on.known.global_latent or len(on.known.latent) != 1:
@@ -161,7 +163,7 @@ def _only_latent(on: Evaluation) -> str:
     return names[0]
 
 
-def _distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distribution]:
+def distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distribution]:
     """q(z | x) of each batch, and p(z)."""
     if on.subsamples:
         raise ValueError("the model subsamples its data by itself; take out subsample_size to sum over all of them")
@@ -170,12 +172,15 @@ def _distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distr
         trace = poutine.trace(run.guide).get_trace(*batch)
         model = poutine.trace(poutine.replay(run.model, trace=trace)).get_trace(*batch)
         posteriors.append(trace.nodes[name]["fn"])
+        if is_point(posteriors[-1]):
+            raise ValueError(f"the guide puts {name!r} on a point (Delta), and points have no aggregate density q(z)")
         p = model.nodes[name]["fn"]
-        z = trace.nodes[name]["value"]
-        at_first = p.log_prob(z[:1].expand_as(z))
-        if not torch.allclose(at_first, at_first[:1].expand_as(at_first), rtol=1e-5, atol=1e-5):
+        if prior is None:
+            prior, z = p, trace.nodes[name]["value"][:1]
+            expected = density(name, p, z.expand(p.shape()))[0]
+        at_first = density(name, p, z.expand(p.shape()))  # one z for all batches: each could have a prior of its own
+        if not torch.allclose(at_first, expected.expand_as(at_first), rtol=1e-5, atol=1e-5):
             raise ValueError(f"the prior of {name!r} depends on the datum, so that there is no one p(z) for q(z)")
-        prior = p if prior is None else prior
     assert prior is not None
     return posteriors, prior
 
@@ -217,6 +222,7 @@ def _per_dimension(q: Distribution) -> Distribution | None:
 
 def _scores(
     on: Evaluation,
+    name: str,
     posteriors: Sequence[Distribution],
     prior: Distribution,
     z: Tensor,
@@ -233,7 +239,7 @@ def _scores(
     with tqdm(total=len(z), desc="surgery", unit="draw", disable=not progress) as bar:
         for start in range(0, len(z), chunk):
             points = z[start : start + chunk].unsqueeze(1)  # (S, 1, *event)
-            log_q = torch.cat([q.log_prob(points).double() for q in posteriors], 1)  # (S, N)
+            log_q = log_posteriors(name, posteriors, points)  # (S, N)
             aggregate = torch.logsumexp(log_q, 1) - math.log(total)
             parts[0].append(aggregate)
             if chosen is None:
@@ -241,7 +247,7 @@ def _scores(
                 parts[1].append((log_q.exp() * ratio).mean(1))
             else:
                 parts[1].append(log_q.gather(1, chosen[start : start + chunk].unsqueeze(1)).squeeze(1))
-            parts[2].append(prior.log_prob(points.expand(-1, prior.batch_shape[0], *z.shape[1:]))[:, 0].double())
+            parts[2].append(log_prior(prior, points.squeeze(1)))
             if wide:
                 each = torch.cat([single.log_prob(points).double() for single in singles if single is not None], 1)
                 parts[3].append(torch.logsumexp(each, 1) - math.log(total))  # (S, L)
@@ -249,12 +255,29 @@ def _scores(
     aggregate, second, p, *_ = (torch.cat(part) if part else torch.empty(0) for part in parts)
     p_single = None
     if wide and single_prior is not None and isinstance(prior, Independent):
-        p_single = single_prior.log_prob(z.unsqueeze(1).expand(-1, prior.batch_shape[0], -1))[:, 0].double()
+        p_single = log_prior(single_prior, z)
     marginals = torch.cat(parts[3]) if wide else None
     if chosen is None:
         return _Pieces(aggregate.exp(), second, None, aggregate, p, marginals, p_single)
     even = torch.full_like(aggregate, 1 / len(aggregate))
     return _Pieces(even, None, second, aggregate, p, marginals, p_single)
+
+
+def log_posteriors(name: str, posteriors: Sequence[Distribution], points: Tensor) -> Tensor:
+    """log q(z | x_n) of points (S, 1, *event) for all data, (S, N)."""
+    return torch.cat([density(name, q, points).double() for q in posteriors], 1)
+
+
+def log_prior(prior: Distribution, points: Tensor) -> Tensor:
+    """log p(z) of points (S, *event), (S,); the prior has a batch of B equal rows, over which these are laid.
+
+    With a batch shape (B, L) of single numbers, log p(z_j), (S, L). Each point at each row would cost B times as much,
+    which a prior of many components has no memory for.
+    """
+    rows = prior.batch_shape[0]
+    missing = -len(points) % rows
+    laid = torch.cat([points, points[:1].expand(missing, *points.shape[1:])]).unflatten(0, (-1, rows))
+    return prior.log_prob(laid).flatten(0, 1)[: len(points)].double()
 
 
 def _summed(pieces: _Pieces, name: str, total: int) -> Surgery:

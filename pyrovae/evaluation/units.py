@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyrovae.evaluation.running import check_counts, evaluating
-from pyrovae.evaluation.sites import guide_traces, latent_site, mean_of, rows_first
+from pyrovae.evaluation.sites import guide_traces, is_discrete, latent_site, mean_of, rows_first
 from pyrovae.models.base import random_sites
 
-__all__ = ["ActiveUnits", "active_units"]
+__all__ = ["ActiveUnits", "active_layers", "active_units"]
 
 
 @dataclass
@@ -94,6 +94,51 @@ def active_units(
         if all(kls):
             per_unit = on.join([torch.stack(each).mean(0) for each in kls]).flatten(0, -2).mean(0).cpu()
         return ActiveUnits(int((variance > threshold).sum()), variance, per_unit, name, threshold)
+
+
+def active_layers(
+    pair: Any,
+    data: Any,
+    *,
+    threshold: float = 0.01,
+    num_samples: int = 100,
+    plate: str | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> dict[str, ActiveUnits]:
+    """The `active_units` of each latent whose event is a vector, by its site, in the reverse of the model's order.
+
+    That is from the data up: z1, ..., zL. A unit may vary with the data only because what is above it does: its KL from
+    p(z_l | z_{l+1}), where it has a closed form, says whether the layer adds anything.
+
+    Args:
+        pair, data, threshold, num_samples, plate, seed, batch_size: see `active_units`.
+
+    Returns:
+        the `ActiveUnits` of each site.
+
+    Raises:
+        ValueError: if there is no such site, or fewer than two data.
+
+    Source: Sonderby et al. 2016, https://arxiv.org/abs/1602.02282, section 3.2.
+
+    >>> from pyrovae.models import LadderVAE
+    >>> list(active_layers(LadderVAE(8, latent_dims=(4, 2), hidden=(5,)), torch.rand(3, 8).round()))
+    ['z1', 'z2']
+    """
+    with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
+        fixed, known = on.rows, on.known
+        trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
+        vectors = [name for name in known.latent[::-1] if _is_vector(trace, name)]
+    options: dict[str, Any] = {"threshold": threshold, "num_samples": num_samples, "batch_size": batch_size}
+    options |= {"plate": known.plate, "seed": seed}
+    found = [active_units(pair, fixed, site=name, **options) for name in vectors or (None,)]  # None: its error
+    return {units.site: units for units in found}
+
+
+def _is_vector(trace: Any, name: str) -> bool:
+    site = trace.nodes.get(name)
+    return site is not None and site["fn"].event_dim == 1 and not is_discrete(site)
 
 
 def _kl_per_unit(run: Any, batch: Sequence[Any], guide_trace: Any, name: str) -> Tensor | None:

@@ -72,9 +72,11 @@ class Pair(PyroModule):
 
     Attributes:
         arguments: what the constructor was called with, by name; `...` stands for a module, which no JSON can hold.
+        continuous: whether its density of x has no bound where data lie on a grid, so that `fit` refuses those.
     """
 
     arguments: dict[str, Any]
+    continuous = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102  (it only notes the arguments)
         pair = super().__new__(cls)
@@ -179,8 +181,8 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
-        ValueError: where the pair does not run on the batch, the sites of model and guide do not match, or the data
-            plate is missing or ambiguous.
+        ValueError: where the pair does not run on the batch, the sites of model and guide or their event shapes do not
+            match, or the data plate is missing or ambiguous.
     """
     pair = as_pair(pair)
     with contextlib.ExitStack() as stack:
@@ -314,6 +316,13 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; "
             'rename it to the model\'s site, or mark it infer={"is_auxiliary": True}'
         )
+    for name in in_model.keys() & in_guide.keys():
+        p, q = (tuple(sites[name]["fn"].event_shape) for sites in (in_model, in_guide))
+        if p != q:
+            raise ValueError(
+                f"site {name!r} has event shape {p} in the model and {q} in the guide; "
+                f"make the prior of event shape {q}, or the guide's distribution of {p}"
+            )
 
 
 def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:
@@ -344,9 +353,10 @@ def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
         if isinstance(error, ValueError):
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
+        own = " (numbers of PyroSample(Normal(0.0, 1.0)) have torch's default dtype)" if "same dtype" in said else ""
         raise ValueError(
             f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); "
-            "pass data of the shape and dtype that it takes, or see above where it fails"
+            f"pass data of the shape and dtype that it takes{own}, or see above where it fails"
         ) from error
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pyrovae import conditionals, models, nets, priors
+from pyrovae.models import flow
 from pyrovae.models.base import Pair
 
 __all__ = ["build", "describe", "family", "named", "part", "parts"]
@@ -21,6 +22,7 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "prior": (priors, ("event_shape",)),
     "posterior": (conditionals, ("feature_shape", "event_shape")),
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
+    "coupling": (flow, ("dim",)),
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrovae.models.base import Functions, Structure, structure
 from pyrovae.objectives.weights import Ledger, Term, ledger
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "number", "weight"]
 
 
 class Objective(pyro.infer.ELBO):
@@ -129,6 +129,26 @@ class Objective(pyro.infer.ELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> Any:
         return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
+
+
+def number(name: str, value: Any) -> Any:
+    """The value.
+
+    Raises:
+        ValueError: unless it is a finite number of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}, a number of at least 0 is wanted; pass {name}=1.0, say")
+    return value
+
+
+def weight(name: str, value: Any) -> Any:
+    """The value: a number as `number` takes it, or what changes, a schedule or a tensor.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    return value if isinstance(value, Tensor) or hasattr(value, "value") else number(name, value)
 
 
 def _at_end(value: Any) -> Any:

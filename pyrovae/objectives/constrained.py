@@ -7,13 +7,12 @@ Sites that the model enumerates are summed out of both, see `Ledger.parts`, but 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrovae.objectives.base import Objective
+from pyrovae.objectives.base import Objective, number, weight
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.particles import without_autocast
 from pyrovae.objectives.weights import Ledger, Term
@@ -57,7 +56,7 @@ class FreeBits(Objective):
         plate: str | None = None,
     ):
         super().__init__(num_particles, plate=plate)
-        self.nats = _not_negative("nats", nats)
+        self.nats = number("nats", nats)
         if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
             raise ValueError(
                 f"group_size is {group_size!r}; pass a whole number of at least 1, or None for whole sites"
@@ -125,7 +124,7 @@ class Beta(ELBO):
         plate: str | None = None,
     ):
         for name, value in (("constraint", constraint), ("rate", rate)):
-            if not _not_negative(name, value) > 0:
+            if not number(name, value) > 0:
                 raise ValueError(f"{name} is {value}, it must be positive; pass {name}=1.0, say")
         super().__init__(num_particles, beta=_Multiplier(), closed_form=closed_form, plate=plate)
         self.constraint, self.rate = constraint, rate
@@ -210,8 +209,8 @@ class Capacity(Objective):
         self, gamma: float, C: Any, *, num_particles: int = 1, closed_form: bool = True, plate: str | None = None
     ):
         super().__init__(num_particles, plate=plate)
-        self.gamma = _not_negative("gamma", gamma)
-        self.C = C if hasattr(C, "value") else _not_negative("C", C)
+        self.gamma = number("gamma", gamma)
+        self.C = weight("C", C)
         self.closed_form = closed_form
 
     def per_datum(self, drawn: Ledger) -> Tensor:
@@ -222,9 +221,3 @@ class Capacity(Objective):
 
     def _weight(self, term: Term) -> float | Tensor:
         return 0.0  # sites outside the data plate are in every datum's parts
-
-
-def _not_negative(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}, a number of at least 0 is wanted; pass {name}=1.0, say")
-    return value

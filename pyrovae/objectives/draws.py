@@ -15,11 +15,11 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyrovae.implicit import has_density
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
+from pyrovae.objectives.unscored import check_density
 
-__all__ = ["Draw", "Term", "Weight", "draw_terms", "expected", "one", "same", "scored"]
+__all__ = ["Draw", "Term", "Weight", "density", "draw_terms", "expected", "one", "same", "scored"]
 
 
 @dataclass(frozen=True)
@@ -372,20 +372,26 @@ def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
         ValueError: for one without a density, by its name.
     """
     for site in random_sites(trace):
-        if not has_density(site["fn"]):
-            raise ValueError(
-                f"{'guide' if in_guide else 'model'} site {site['name']!r} is implicit and has no density, so that "
-                f"there is no log {'q' if in_guide else 'p'}; "
-                + (
-                    "train the pair with pyrovae.AdversarialVB(critic), and evaluate it with pyrovae.ais"
-                    if in_guide
-                    else "train the pair with pyrovae.JointRatio(critic); its log p(x) has no estimator, pyrovae.ais "
-                    "neither"
-                )
-            )
-        value = _at_least_float32(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+        check_density(site, in_guide=in_guide)
+        value = _at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
         yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))
+
+
+def density(name: str, fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """log-density of a site's distribution at a value.
+
+    Raises:
+        ValueError: where a transform without inverse did not draw the value itself.
+    """
+    try:
+        return fn.log_prob(value, *args, **kwargs)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"the density of site {name!r} ({type(fn).__name__}) can't be computed at a value that was not just drawn "
+            f"from it ({' '.join(str(error).split())[:120]}); use transforms with an inverse, such as those of "
+            "pyrovae.conditionals.PlanarFlow, or an objective that scores its own samples, such as IWAE(K)"
+        ) from error
 
 
 def _scale(site: dict[str, Any]) -> float | Tensor:

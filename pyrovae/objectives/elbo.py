@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyrovae.objectives.base import Objective
+from pyrovae.objectives.base import Objective, weight
 from pyrovae.objectives.weights import Ledger, Term
 
 __all__ = ["ELBO"]
@@ -43,17 +43,17 @@ class ELBO(Objective):
     def __init__(self, num_particles: int = 1, *, beta: Any = 1.0, closed_form: bool = True, plate: str | None = None):
         super().__init__(num_particles, plate=plate)
         self.beta: Any = dict(beta) if isinstance(beta, Mapping) else beta
-        for site, weight in (self.beta if isinstance(self.beta, dict) else {None: beta}).items():
-            if not hasattr(weight, "value") and not weight >= 0:
-                of = "" if site is None else f" of {site!r}"
-                raise ValueError(f"beta{of} is {weight}; the weight of the KL is at least 0, pass 1.0 for the ELBO")
+        for name, part in self.beta.items() if isinstance(self.beta, dict) else ():
+            weight(f"beta[{name!r}]", part)
+        if not isinstance(self.beta, dict):
+            weight("beta", self.beta)
         self.closed_form = closed_form
 
     @property
     def is_bound(self) -> bool:  # type: ignore[override]
         """Whether it is a lower bound on log p(x): beta is a number of at least 1, or 1 at every site."""
         if isinstance(self.beta, dict):  # one site's KL alone may be below 0 where the guide has another order
-            return all(not hasattr(weight, "value") and weight == 1 for weight in self.beta.values())
+            return all(not hasattr(part, "value") and part == 1 for part in self.beta.values())
         return not hasattr(self.beta, "value") and self.beta >= 1
 
     def per_datum(self, drawn: Ledger) -> Tensor:

@@ -21,7 +21,7 @@ from torch.distributions import biject_to
 from pyrovae.models.base import Functions, Structure, structure
 from pyrovae.models.local import latent_sites, substituted
 from pyrovae.objectives.particles import PARTICLES, vectorises
-from pyrovae.objectives.weights import ledger
+from pyrovae.objectives.weights import Ledger, ledger
 
 __all__ = ["Chains"]
 
@@ -84,7 +84,13 @@ class Chains:
 
     def log_joint(self) -> Tensor:
         """log p(x, z) at the present states, discrete sites summed out; (K, B), differentiable in the parameters."""
-        return self._log_weights(self.position, jacobian=False)
+        return self._ledger(self.position, jacobian=False).log_weights()
+
+    def mean(self) -> Tensor:
+        """The mean of `log_joint`; terms outside the data plate, such as log-priors, count once for all N data."""
+        drawn = self._ledger(self.position, jacobian=False)
+        value, shared = drawn.log_weights().mean(), drawn.global_elbo()
+        return value + shared.mean() / drawn.size if isinstance(shared, Tensor) else value
 
     def move(self, transitions: int, *, leapfrog: int = 10) -> None:
         """Move all chains; step sizes adapt in the first half, and are fixed in the second."""
@@ -114,14 +120,14 @@ class Chains:
     def _gradient(self, position: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.enable_grad():
             leaves = {name: u.detach().requires_grad_() for name, u in position.items()}
-            log_density = self._log_weights(leaves)
+            log_density = self._ledger(leaves).log_weights()
             gradients = torch.autograd.grad(log_density.sum(), list(leaves.values()))
         return log_density.detach(), dict(zip(leaves, gradients, strict=True))
 
-    def _log_weights(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Tensor:
+    def _ledger(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Ledger:
         pair = Functions(self.model, self._guide(position, jacobian=jacobian))
         with pyro.validation_enabled(False):
-            return ledger(pair, *self.batch, num_particles=self.chains, known=self.known).log_weights()
+            return ledger(pair, *self.batch, num_particles=self.chains, known=self.known)
 
     def _guide(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Callable[..., Any]:
         """The guide that puts all mass where the chains are, and minus the log of the Jacobian in place of log q."""

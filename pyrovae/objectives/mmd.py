@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.objectives.base import Objective
+from pyrovae.objectives.base import Objective, weight
 from pyrovae.objectives.total_correlation import code_site
 from pyrovae.objectives.weights import Ledger
 
@@ -73,15 +73,8 @@ class MMD(Objective):
         plate: str | None = None,
     ):
         super().__init__(num_particles, plate=plate)
-        if not hasattr(scale, "value") and not scale >= 0:
-            raise ValueError(f"scale is {scale}; the weight of a discrepancy is at least 0, pass scale=10.0, say")
-        self.scale = scale
+        self.scale = weight("scale", scale)
         self.kernel = kernel
-
-    def for_validation(self) -> MMD:
-        """This objective with its scale at the end of its schedule."""
-        scale = self.scale.at(math.inf) if hasattr(self.scale, "at") else self.scale
-        return MMD(self.num_particles, scale=scale, kernel=self.kernel, plate=self.plate)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, less the batch's discrepancy, (B,)."""
@@ -100,5 +93,5 @@ class MMD(Objective):
         draws = [site["fn"].rsample() if prior.has_rsample else site["fn"].sample() for site in in_model]
         of_prior = torch.cat([value.reshape(-1, size) for value in draws])
         value = drawn.elbo(lambda term: float(term.kind == "observed"), closed_form=False).mean(0)
-        weight = getattr(self.scale, "value", self.scale)
-        return drawn.common_scale() * (value - weight * mean_discrepancy(z, of_prior, self.kernel))
+        scale = getattr(self.scale, "value", self.scale)
+        return drawn.common_scale() * (value - scale * mean_discrepancy(z, of_prior, self.kernel))

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from pyrovae.implicit import has_density
 from pyrovae.models.base import (
@@ -98,28 +99,71 @@ def without_autocast(*values: Any) -> Iterator[None]:
 def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure) -> str | None:
     try:
         together = traces(pair, batch, 2, known, enumerate_sites=False)
+        one = {site["name"]: site for trace in together for site in random_sites(trace) if not site["is_observed"]}
+        # Before another run: transforms that are modules remember their last value only.
+        scores = [
+            {s["name"]: s["fn"].log_prob(s["value"]) for s in random_sites(trace) if has_density(s["fn"])}
+            for trace in together
+        ]
+        noises = {name: noise for name, site in one.items() if (noise := _noise(site)) is not None}
         for k in (0, 1):
-            one = {site["name"]: site for trace in together for site in random_sites(trace) if not site["is_observed"]}
             drawn = Trace()
             for trace in together:
                 for name, site in trace.nodes.items():
                     if site["type"] == "sample" and (name in one or site_is_subsample(site)) and name not in drawn:
                         event_dim = 0 if site_is_subsample(site) else site["fn"].event_dim
                         drawn.add_node(name, **{**site, "value": _particle(site["value"], k, event_dim, known)})
-            guide = poutine.replay(pair.guide, trace=drawn)
+            moved = {
+                name: _particle(noise, k, noise.dim() - one[name]["value"].dim() + one[name]["fn"].event_dim, known)
+                for name, noise in noises.items()
+            }
+            guide = _Moved(moved)(poutine.replay(pair.guide, trace=drawn))
             alone = Functions(poutine.replay(pair.model, trace=drawn), guide)
-            for trace, single in zip(together, traces(alone, batch, 1, known, enumerate_sites=False), strict=True):
+            singly = traces(alone, batch, 1, known, enumerate_sites=False)
+            for trace, score, single in zip(together, scores, singly, strict=True):
                 for site in random_sites(trace):
-                    if not has_density(site["fn"]):
+                    if site["name"] not in score:
                         continue
                     other = single.nodes[site["name"]]
-                    value = _particle(site["fn"].log_prob(site["value"]), k, 0, known)
                     expected = other["fn"].log_prob(other["value"])
-                    if not torch.allclose(value, expected, rtol=1e-4, atol=1e-3):
+                    if not torch.allclose(_particle(score[site["name"]], k, 0, known), expected, rtol=1e-4, atol=1e-3):
                         return f"site {site['name']!r} scores differently"
+                    value = _particle(site["value"], k, site["fn"].event_dim, known)
+                    if site["name"] in moved and not torch.allclose(value, other["value"], rtol=1e-4, atol=1e-3):
+                        return f"site {site['name']!r} moves its noise differently"
     except Exception as error:  # whatever a program raises when its tensors get one more dim
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
+
+
+def _flow(fn: Any) -> TransformedDistribution | None:
+    while not isinstance(fn, TransformedDistribution) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn if isinstance(fn, TransformedDistribution) else None
+
+
+def _noise(site: dict[str, Any]) -> Tensor | None:
+    """What the transforms of a site's distribution made its value of, by their memory: some have no inverse."""
+    flow, noise = _flow(site["fn"]), site["value"]
+    if flow is None or site["is_observed"]:
+        return None
+    for transform in reversed(flow.transforms):
+        noise = transform.inv(noise)
+    return noise
+
+
+class _Moved(Messenger):
+    """Gives sites the values that their transforms make of given noise, so that these remember them."""
+
+    def __init__(self, noises: dict[str, Tensor]):
+        super().__init__()
+        self.noises = noises
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (value := self.noises.get(msg["name"])) is not None and (flow := _flow(msg["fn"])) is not None:
+            for transform in flow.transforms:
+                value = transform(value)
+            msg["value"], msg["done"] = value, True
 
 
 def _particle(value: Tensor, k: int, event_dim: int, known: Structure) -> Tensor:

@@ -40,15 +40,8 @@ class PathGradient(WeightBound):
 
     def draw(self, pair: Any, *batch: Any, known: Any) -> Ledger:
         """K particles, each value of which is cut off from its path."""
-        with _Cut() as cut:
-            try:
-                return super().draw(pair, *batch, known=known)
-            except (KeyError, NotImplementedError) as error:
-                raise ValueError(
-                    f"log q of guide sites {cut.names} can't be computed at a value that was not just drawn "
-                    f"({' '.join(str(error).split())[:120]}); use transforms with an inverse, or pass "
-                    "objective=IWAE(K) or ELBO(closed_form=False)"
-                ) from error
+        with _Cut():
+            return super().draw(pair, *batch, known=known)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The bound of each datum, (B,), with the estimator as its gradient.
@@ -118,6 +111,11 @@ class DReG(PathGradient):
         normalized = torch.softmax((1 - self.alpha) * log_weights, 0)
         return normalized, self.alpha * normalized + (1 - self.alpha) * normalized**2, None
 
+    def per_datum(self, drawn: Ledger) -> Tensor:
+        """The bound of each datum, (B,), with the estimator as its gradient."""
+        drawn.refuse_points()  # w~^2 for w~ is right by an identity of the score
+        return super().per_datum(drawn)
+
 
 class STL(PathGradient):
     r"""The ELBO, its gradient without the score: "sticking the landing".
@@ -177,15 +175,10 @@ _DRAWN = "_drawn"  # what a site's value was, with its path, before it was cut o
 class _Cut(Messenger):
     """Cuts each value that a program draws off from what it was computed from, while gradients are on."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
         # A replayed value has been cut in the guide already.
         if not msg["is_observed"] and isinstance(value, Tensor) and value.grad_fn is not None:
-            self.names.append(msg["name"])
             msg["infer"][_DRAWN] = value
             msg["value"] = value.detach().requires_grad_()
 

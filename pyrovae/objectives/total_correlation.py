@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.models.base import Structure
-from pyrovae.objectives.base import Objective
+from pyrovae.objectives.base import Objective, weight
 from pyrovae.objectives.draws import Term
 from pyrovae.objectives.particles import PARTICLES
 from pyrovae.objectives.weights import Ledger
@@ -207,10 +207,7 @@ class TotalCorrelation(Objective):
         plate: str | None = None,
     ):
         super().__init__(num_particles, plate=plate)
-        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not hasattr(value, "value") and not value >= 0:
-                raise ValueError(f"{name} is {value}; a weight is at least 0, pass {name}=1.0 for the ELBO's")
-        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.alpha, self.beta, self.gamma = weight("alpha", alpha), weight("beta", beta), weight("gamma", gamma)
         self.estimator = estimator
         self.data_size = data_size
 
@@ -219,18 +216,10 @@ class TotalCorrelation(Objective):
         """Whether it is a lower bound on log p(x): all weights are 1."""
         return all(not hasattr(w, "value") and w == 1 for w in (self.alpha, self.beta, self.gamma))
 
-    def for_validation(self) -> TotalCorrelation:
-        """This objective with its weights at the end of their schedules."""
-        names = ("alpha", "beta", "gamma")
-        ends = {n: w.at(math.inf) if hasattr(w, "at") else w for n, w in ((n, getattr(self, n)) for n in names)}
-        return TotalCorrelation(
-            self.num_particles, **ends, estimator=self.estimator, data_size=self.data_size, plate=self.plate
-        )
-
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
         parts = decomposition(drawn, estimator=self.estimator, size=self.data_size)
         value = drawn.elbo(lambda term: float(term.kind == "observed"), closed_form=False)
-        for weight, part in zip((self.alpha, self.beta, self.gamma), parts, strict=True):
-            value = value - getattr(weight, "value", weight) * part
+        for factor, part in zip((self.alpha, self.beta, self.gamma), parts, strict=True):
+            value = value - getattr(factor, "value", factor) * part
         return drawn.common_scale() * value.mean(0)

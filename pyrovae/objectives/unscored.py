@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from pyrovae.implicit import has_density
 from pyrovae.models.base import Functions, as_pair
 
-__all__ = ["lacks_density", "unscored"]
+__all__ = ["check_density", "lacks_density", "unscored"]
 
 Hides = Callable[[dict[str, Any]], bool]
 
@@ -19,6 +19,23 @@ Hides = Callable[[dict[str, Any]], bool]
 def lacks_density(site: dict[str, Any]) -> bool:
     """Whether a site's distribution has no density."""
     return not has_density(site["fn"])
+
+
+def check_density(site: dict[str, Any], *, in_guide: bool) -> None:
+    """That a site of guide or model can be scored.
+
+    Raises:
+        ValueError: by its name, where its distribution has no density.
+    """
+    if lacks_density(site):
+        fix = (
+            "there is no log q; train the pair with pyrovae.AdversarialVB(critic), and evaluate it with pyrovae.ais"
+            if in_guide
+            else "there is no log p; train the pair with pyrovae.JointRatio(critic); nothing estimates its log p(x), "
+            "pyrovae.ais neither"
+        )
+        of = "guide" if in_guide else "model"
+        raise ValueError(f"{of} site {site['name']!r} is implicit and has no density, so that {fix}")
 
 
 def unscored(pair: Any, *, model: Hides = lacks_density, guide: Hides = lacks_density) -> Functions:

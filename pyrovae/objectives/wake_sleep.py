@@ -114,5 +114,6 @@ def _detached(objective: Objective, pair: Any, *batch: Any, known: Structure) ->
 def _of_model(drawn: Ledger) -> Tensor:
     """Log-weights (K, B) whose gradient is that of log p alone."""
     drawn.refuse_enumerated_guide()
+    drawn.refuse_points()
     log_q = drawn.log_q()
     return drawn.log_weights() + (log_q - log_q.detach())

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, as_pair, structure
 from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, one, same
 from pyrovae.objectives.particles import vectorises
 
-__all__ = ["Ledger", "Term", "ledger", "log_weights"]
+__all__ = ["Ledger", "Term", "is_point", "ledger", "log_weights"]
 
 
 def log_weights(pair: Any, *batch: Any, num_particles: int = 1, plate: str | None = None) -> Tensor:
@@ -266,6 +267,21 @@ class Ledger:
                 'infer={"enumerate": "parallel"} to sample them, or use ELBO() or IWAE(5)'
             )
 
+    def refuse_points(self) -> None:
+        """For gradients that take the guide's density for one with a score whose mean is zero.
+
+        Raises:
+            ValueError: naming the sites that the guide puts on a point.
+        """
+        guide = [term.site for term in self.terms if term.kind == "guide"]
+        points = [site["name"] for site in guide if is_point(site["fn"])]
+        transformed = any(site["infer"].get("is_auxiliary") for site in guide)  # an autoguide's Delta at f(u), u drawn
+        if points and not transformed and torch.is_grad_enabled():
+            raise ValueError(
+                f"the guide puts {points} on a point (Delta), whose density has no score, so that this objective's "
+                "gradient is not that of its value; use ELBO() or IWAE(5)"
+            )
+
     def _enumerates_after_sampling(self) -> bool:
         kinds = [term.enumerated for term in self.terms if term.kind == "guide"]
         return False in kinds[: len(kinds) - 1 - kinds[::-1].index(True)]
@@ -280,6 +296,13 @@ class Ledger:
                 f"latent sites {list(self.known.global_latent)} lie outside the plate {self.known.plate!r}, so a datum "
                 "has no importance weight of its own; use ELBO(), or condition on them with pyro.poutine.condition"
             )
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever wraps it."""
+    while fn is not None and not isinstance(fn, Delta):
+        fn = getattr(fn, "base_dist", None)
+    return fn is not None
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

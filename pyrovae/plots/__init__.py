@@ -19,21 +19,34 @@ Nothing here knows a pair, an objective or a data set: arguments are tensors, ar
 from pyrovae.plots.checks import predictive_check, predictive_checks
 from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
-from pyrovae.plots.images import image_grid, interpolation, reconstructions, samples
-from pyrovae.plots.latents import capacity_curves, latent_kl, latent_scatter, manifold, traversals
+from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, samples
+from pyrovae.plots.latents import (
+    capacity_curves,
+    latent_densities,
+    latent_kl,
+    latent_scatter,
+    layers,
+    manifold,
+    traversals,
+)
+from pyrovae.plots.topics import topic_words
 
 __all__ = [
     "capacity_curves",
+    "completions",
     "image_grid",
     "interpolation",
+    "latent_densities",
     "latent_kl",
     "latent_scatter",
+    "layers",
     "manifold",
     "predictive_check",
     "predictive_checks",
     "reconstructions",
     "samples",
     "save",
+    "topic_words",
     "training_curves",
     "traversals",
 ]

@@ -14,7 +14,7 @@ from pyrovae.plots.figures import BLUE, GREY, Values, axes_of, dot_area, draw_hi
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["image_grid", "interpolation", "reconstructions", "samples"]
+__all__ = ["completions", "image_grid", "interpolation", "reconstructions", "samples"]
 
 
 def image_grid(
@@ -64,6 +64,37 @@ def reconstructions(
         rows = [str(row) for row in range(min(num, len(data)))]
         return draw_lines(np.stack([data[:num], means[:num]], axis=1), ax, [GREY, BLUE], rows, "datum", names)
     return draw_tiles(np.stack([data[:num], means[:num]]), ax, rows=names)
+
+
+def completions(
+    x: Values,
+    mask: Values,
+    imputed: Values,
+    *,
+    ax: Axes | None = None,
+    num: int = 10,
+    image_shape: Sequence[int] | None = None,
+) -> Axes:
+    """The first images, what of them is observed (the rest in blue), and below one another M completions of each.
+
+    Args:
+        x: images (N, C, H, W).
+        mask: True where observed, in the shape of x; a pixel counts as observed if all its channels do.
+        imputed: completions (M, N, C, H, W).
+        num: how many images at most.
+        image_shape: (C, H, W) or (H, W), of flat events.
+    """
+    data, filled = as_events("x", x, 1, image_shape), as_events("imputed", imputed, 2, image_shape)
+    seen = as_events("mask", mask, 1, image_shape)
+    if data.ndim != 4 or data.shape != seen.shape or filled.shape[1:] != data.shape:
+        shapes = f"x has shape {np.shape(x)}, mask {np.shape(mask)}, imputed {np.shape(imputed)}"
+        raise ValueError(f"{shapes}; pass images (N, C, H, W), their mask, and completions (M, N, C, H, W)")
+    if num < 1:
+        raise ValueError(f"num is {num}, wanted at least 1; leave it out for 10")
+    data, seen, filled = (np.broadcast_to(a, (*a.shape[:-1], 3)) for a in (data, seen, filled))  # for the blue
+    observed = np.where(seen.min(-1, keepdims=True) > 0, data, [0.55, 0.7, 0.9])
+    rows = ["data", "observed", *(str(number + 1) for number in range(len(filled)))]
+    return draw_tiles(np.stack([data[:num], observed[:num], *filled[:, :num]]), ax, rows=rows)
 
 
 def samples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from pyrovae.plots.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["capacity_curves", "latent_kl", "latent_scatter", "manifold", "traversals"]
+__all__ = ["capacity_curves", "latent_densities", "latent_kl", "latent_scatter", "layers", "manifold", "traversals"]
 
 MARKERS = "os^D"  # of the first ten classes, the second ten, ...
 
@@ -83,11 +83,7 @@ def manifold(
     data = as_events("images", images, 2, image_shape)
     if min(data.shape[:2]) < 2:
         raise ValueError(f"images is a grid of {data.shape[0]} x {data.shape[1]}, wanted 2 x 2 at least; decode more")
-    ends = [float(end) for end in extent] * (2 if len(extent) == 2 else 1)
-    if len(ends) != 4 or not (ends[0] < ends[1] and ends[2] < ends[3]):
-        raise ValueError(
-            f"extent is {tuple(extent)}, wanted (low, high) once or twice, low < high; pass such as (-3, 3)"
-        )
+    ends = _ends(extent)
     step = np.array([ends[1] - ends[0], ends[3] - ends[2]]) / (np.array(data.shape[:2]) - 1)
     if data.ndim == 5:
         rows = data.swapaxes(0, 1)[::-1]  # (m, n, H, W, C), the highest z[1] on top
@@ -170,6 +166,41 @@ def latent_kl(kl: Values, *, threshold: float = 0.01, ax: Axes | None = None) ->
     return name_axes(ax, "dimension of z, by falling KL", "KL (nats per datum)")
 
 
+def layers(
+    kl: Mapping[str, Mapping[str, float]],
+    active: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """KL of each layer of latents as a bar, one colour a model, from the data up.
+
+    A layer that a model makes no use of has no KL; `pyrovae.elbo(pair, data).kl` has those of every site.
+
+    Args:
+        kl: for each model, by name, the KL of each layer in nats per datum: {"ladder": {"z1": 12.3, "z2": 1.5}}. Layers
+            are drawn in the order of the first model.
+        active: for each model and layer what is written above its bar, such as "12 / 64".
+    """
+    if not kl or not all(kl.values()):
+        raise ValueError(f"kl is {dict(kl)!r}, wanted the layers of one model at least; pass {{'VAE': {{'z1': 3.2}}}}")
+    sites = list(next(iter(kl.values())))
+    if other := [name for name in kl if set(kl[name]) != set(sites)]:
+        raise ValueError(f"kl of {other[0]!r} has the layers {list(kl[other[0]])}, the first {sites}; pass the same")
+    heights = {name: finite(f"kl of {name!r}", [kl[name][site] for site in sites]) for name in kl}
+    ax = axes_of(ax, max(4.0, 0.5 + 0.55 * len(sites) * len(kl)), 3.2)
+    width = 0.8 / len(kl)
+    for number, (name, values) in enumerate(heights.items()):
+        places = np.arange(len(sites)) + width * (number - (len(kl) - 1) / 2)
+        bars = ax.bar(places, values, width=0.92 * width, color=PALETTE[number % len(PALETTE)], label=name)
+        if active is not None:
+            ax.bar_label(bars, [active[name][site] for site in sites], fontsize=7, padding=2)
+    ax.set_xticks(range(len(sites)), sites)
+    ax.margins(y=0.12)
+    if len(kl) > 1:
+        draw_legend(ax, **ABOVE)
+    return name_axes(ax, "layer of latents, from the data up", "KL (nats per datum)")
+
+
 def capacity_curves(capacity: Values, kl: Values, *, ax: Axes | None = None) -> Axes:
     """KL(q(z_j | x) || p(z_j)) of each dimension and of all together against the capacity C, which is the dashed line.
 
@@ -196,6 +227,65 @@ def capacity_curves(capacity: Values, kl: Values, *, ax: Axes | None = None) -> 
     shown = [0, 1, *range(len(handles) - 1, 1, -1)]  # by falling KL
     draw_legend(ax, handles=[handles[i] for i in shown], labels=[labels[i] for i in shown], **BESIDE)
     return name_axes(ax, "capacity C (nats)", "KL (nats per datum)")
+
+
+def latent_densities(
+    aggregate: Values,
+    prior: Values,
+    extent: Sequence[float],
+    *,
+    components: Values | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The aggregated posterior q(z) as shades, and the prior p(z) over it, in two dimensions.
+
+    The lines are borders of the smallest regions that hold 50, 90 and 99 % of the prior's mass (on the grid). Where the
+    prior is the optimal one, they follow the shades.
+
+    Args:
+        aggregate: q(z) on a grid (n, m), [i, j] at the i-th value of z[0] (to the right) and the j-th of z[1]
+            (upwards), the order of `torch.cartesian_prod(a, b).reshape(n, m, 2)`.
+        prior: p(z) on the same grid.
+        extent: first and last value of the evenly spaced grid: (low, high), or (low, high) of z[0], then of z[1].
+        components: points (C, 2) of the prior, such as the means of a mixture or of q(z | u) at a VampPrior's
+            pseudo-inputs u; drawn as crosses.
+    """
+    q, p = finite("aggregate", aggregate), finite("prior", prior)
+    if q.ndim != 2 or q.shape != p.shape or min(q.shape) < 2:
+        raise ValueError(
+            f"aggregate has shape {q.shape} and prior {p.shape}, wanted (n, m) twice; pass one grid of both"
+        )
+    if min(q.min(), p.min()) < 0:
+        raise ValueError("aggregate or prior is below 0 somewhere, wanted are densities; pass log_prob(z).exp()")
+    low_x, high_x, low_y, high_y = _ends(extent)
+    x, y = np.linspace(low_x, high_x, q.shape[0]), np.linspace(low_y, high_y, q.shape[1])
+    ax = axes_of(ax, 5.5, 5)
+    ax.pcolormesh(x, y, q.T, cmap="Blues", shading="nearest", rasterized=True)
+    falling = np.sort(p.ravel())[::-1]
+    held = falling.cumsum() / (falling.sum() or 1.0)
+    last = [min(int(np.searchsorted(held, share)), len(held) - 1) for share in (0.5, 0.9, 0.99)]
+    levels = sorted({float(falling[place]) for place in last})
+    if np.ptp(p) > 0:  # a flat density has no lines
+        ax.contour(x, y, p.T, levels=levels, colors=ORANGE, linewidths=1.1)
+    ax.plot([], [], color=ORANGE, linewidth=1.1, label="p(z): 50, 90, 99 %")
+    if components is not None:
+        points = finite("components", components)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"components has shape {points.shape}, wanted (C, 2); pass points of z")
+        ax.scatter(points[:, 0], points[:, 1], marker="x", s=18, color="black", linewidths=0.8, label="components")
+    ax.set(xlim=(low_x, high_x), ylim=(low_y, high_y), aspect="equal")
+    draw_legend(ax, **ABOVE)
+    return name_axes(ax, "z[0]", "z[1]")
+
+
+def _ends(extent: Sequence[float]) -> list[float]:
+    """(low, high) of z[0] and of z[1]."""
+    ends = [float(end) for end in extent] * (2 if len(extent) == 2 else 1)
+    if len(ends) != 4 or not (ends[0] < ends[1] and ends[2] < ends[3]):
+        raise ValueError(
+            f"extent is {tuple(extent)}, wanted (low, high) once or twice, low < high; pass such as (-3, 3)"
+        )
+    return ends
 
 
 def _plane(points: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:

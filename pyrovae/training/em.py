@@ -224,11 +224,8 @@ class MonteCarlo(EStep):
 
 class _Sampled:
     def __init__(self, chains: Chains):
-        self.chains = chains
+        self.mean = chains.mean
         self.responsibilities: dict[str, Tensor] = {}
-
-    def mean(self) -> Tensor:
-        return self.chains.log_joint().mean()
 
 
 def fit_em(

@@ -275,6 +275,11 @@ def _compiles(steps: int, known: Structure, device: torch.device, *, says: bool)
 
 def _splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, Split | Stream | None]:
     """What to train on and what to validate on, as the model's arguments."""
+    if isinstance(data, Data) and data.levels is not None and getattr(pair, "continuous", False):
+        raise ValueError(
+            f"x of {data.name or 'data'} takes {data.levels} values, on which the density of {type(pair).__name__} has "
+            f"no bound; pass Data of splits with transform=pyrovae.data.dequantize({data.levels}) and levels=None"
+        )
     train = match(data, pair.model)
     if validation is None:
         validation = data.validation if isinstance(data, Data) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -93,7 +94,8 @@ def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, pla
 
 def check_support(known: Structure, data: Split | Stream, argument: str) -> None:
     """Every observed value is one that its likelihood can give."""
-    batches = data.sequential(8192) if isinstance(data, Split) else [next(data.sequential(256))]
+    at_once = max(1, min(8192, 2**24 // max(1, math.prod(data.event_shape))))  # sparse rows are made dense for it
+    batches = data.sequential(at_once) if isinstance(data, Split) else [next(data.sequential(256))]
     seen = 0
     for batch in batches:
         for site, (position, support) in known.supports.items():

@@ -1,9 +1,4 @@
-"""Priors: modules called as `prior(context=None)` that return the Distribution p(z), or p(z | context).
-
-The contract: the returned distribution has event shape `event_shape` (z of one datum) and, without a context, an empty
-batch shape, which the model's plate expands. A prior that depends on its context takes the context's leading dims as
-batch shape; one that does not ignores it. Constants are buffers, so that `.to(device)` and `.double()` move them.
-"""
+"""The prior of the paper: a standard Normal."""
 
 from collections.abc import Sequence
 

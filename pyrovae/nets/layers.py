@@ -1,10 +1,4 @@
-r"""Networks: tensors to tensors, and no probability.
-
-A datum has an event shape; whatever stands before it are leading dims (a batch B, particles K, both or none).
-Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for any leading dims: particles come as
-(K, B, ...), which convolutions and `x.view(len(x), -1)` do not take, so the networks flatten them themselves.
-Weights start as torch initialises them.
-"""
+"""Layers and networks of one or several inputs: dense, convolutional, and the last layer of a conditional."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,7 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Head", "MultiLinear", "MultiMLP", "as_shape", "leading_shape"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Head",
+    "MultiLinear",
+    "MultiMLP",
+    "as_shape",
+    "channel_numbers",
+    "halvings",
+    "image_shape",
+    "leading_shape",
+]
 
 
 def as_shape(shape: int | Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
@@ -66,6 +73,31 @@ def leading_shape(
     return x.shape[:split]
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` of vectors with any leading dims: statistics are taken over all of these, particles included.
+
+    Args:
+        num_features: length of the vector; further arguments as `nn.BatchNorm1d` takes them.
+
+    Returns:
+        From `forward(x)`: (..., num_features) of x (..., num_features).
+
+    Raises:
+        ValueError: at the call in training mode if there is only one vector, which has no variance.
+
+    Source: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
+
+    >>> BatchNorm(3)(torch.randn(5, 2, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The vectors, normalised."""
+        if self.training and x.numel() == x.size(-1):
+            raise ValueError("x has one row, which batch norm can't train on; pass a batch_size that leaves none alone")
+        return super().forward(x.reshape(-1, x.size(-1))).reshape(x.shape)
+
+
 class MLP(nn.Module):
     """Multi-layer perceptron: the flattened event, then a linear map and an activation for each hidden size.
 
@@ -76,6 +108,7 @@ class MLP(nn.Module):
         event_shape: shape of one input.
         hidden: sizes of the hidden layers.
         activation: class of the nonlinearity.
+        batch_norm: put a `BatchNorm` before each activation, in place of the linear map's bias.
 
     Returns:
         From `forward(x)`: features (..., hidden[-1]) of x (..., *event_shape).
@@ -96,13 +129,15 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (200, 200),
         *,
         activation: type[nn.Module] = nn.Tanh,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
         sizes = (prod(self.event_shape), *as_shape(hidden, "hidden"))
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
+            layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
+            layers += [BatchNorm(fan_out), activation()] if batch_norm else [activation()]
         self.layers = nn.Sequential(*layers)
         self.feature_shape = sizes[-1:]
 
@@ -271,13 +306,13 @@ class ConvEncoder(nn.Module):
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.event_shape = _image_shape(event_shape)
-        widths = (self.event_shape[0], *_channels(channels))
+        self.event_shape = image_shape(event_shape)
+        widths = (self.event_shape[0], *channel_numbers(channels))
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
         self.layers = nn.Sequential(*layers)
-        height, width = _halvings(self.event_shape, len(widths) - 1)[-1]
+        height, width = halvings(self.event_shape, len(widths) - 1)[-1]
         self.feature_shape = (widths[-1] * height * width,)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -319,9 +354,9 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_shape = as_shape(latent_dim, "latent_dim")
-        event_shape = _image_shape(event_shape)
-        widths = _channels(channels)
-        grids = _halvings(event_shape, len(widths))[::-1]
+        event_shape = image_shape(event_shape)
+        widths = channel_numbers(channels)
+        grids = halvings(event_shape, len(widths))[::-1]
         self.grid_shape = (widths[0], *grids[0])
         self.project = nn.Sequential(nn.Linear(prod(self.latent_shape), prod(self.grid_shape)), activation())
         layers: list[nn.Module] = []
@@ -391,21 +426,23 @@ class Head(nn.Module):
         return out.reshape(*leading, self.num_parameters, *self.event_shape).unbind(len(leading))  # P x (..., *event)
 
 
-def _image_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+def image_shape(event_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """`event_shape` as (C, H, W)."""
     shape = as_shape(event_shape)
     if len(shape) != 3:
         raise ValueError(f"event_shape is {shape}, a convolution expects (C, H, W); pass three sizes, or use MLP")
     return shape
 
 
-def _channels(channels: Sequence[int]) -> tuple[int, ...]:
+def channel_numbers(channels: Sequence[int]) -> tuple[int, ...]:
+    """`channels` as a tuple of at least one positive int."""
     widths = as_shape(channels, "channels")
     if not widths:
         raise ValueError("channels is empty, expected one number per convolution; pass channels=(32, 64), say")
     return widths
 
 
-def _halvings(event_shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+def halvings(event_shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
     """(H, W) and the sizes after each of `times` convolutions of stride 2, the largest first."""
     _, height, width = event_shape
     sizes = [(height, width)]

@@ -1,0 +1,124 @@
+"""Sparse rows: a matrix of which only the values other than zero are stored, made dense some rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["SparseRows", "is_sparse"]
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether it is a sparse matrix: scipy's, torch's (CSR or COO) or `SparseRows`."""
+    if isinstance(value, Tensor):
+        return value.layout in (torch.sparse_csr, torch.sparse_coo)
+    return isinstance(value, SparseRows) or hasattr(value, "tocsr")
+
+
+class SparseRows:
+    """A matrix (N, V), row by row (CSR), in memory for the values that are not zero alone.
+
+    It is what a `Split` holds of a scipy or torch sparse matrix. `rows[index]` are some rows, sparse; `to_dense()`
+    makes a tensor of them, on their device.
+
+    Args:
+        starts: where each row's values start, and where the last one's end, (N + 1,).
+        columns: the column of each value.
+        values: floating.
+        width: V.
+
+    >>> rows = SparseRows.of(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]]).to_sparse())
+    >>> rows.shape, rows[torch.tensor([2, 0])].to_dense()
+    (torch.Size([3, 2]), tensor([[1., 0.],
+            [0., 2.]]))
+    """
+
+    ndim = 2
+
+    def __init__(self, starts: Tensor, columns: Tensor, values: Tensor, width: int) -> None:
+        self.starts, self.columns, self.values = starts, columns, values
+        self.shape = torch.Size((len(starts) - 1, width))
+        self.dtype, self.device = values.dtype, values.device
+
+    @classmethod
+    def of(cls, matrix: Any) -> SparseRows:
+        """The rows of a scipy or torch sparse matrix, copied; whole numbers become floats of the default dtype."""
+        if isinstance(matrix, SparseRows):
+            return matrix
+        if matrix.ndim != 2:
+            shape = tuple(matrix.shape)
+            raise ValueError(f"a sparse array has shape {shape}, (N, V) is wanted; pass one row per datum")
+        if isinstance(matrix, Tensor):
+            return cls._of_tensor(matrix.detach())
+        if matrix.dtype.kind not in "biuf":
+            raise TypeError(f"a sparse matrix is of {matrix.dtype}, real numbers are wanted; convert it")
+        csr = matrix.tocsr()
+        if not csr.has_canonical_format:  # two values for one place would be one of them, not their sum
+            csr = csr.copy()
+            csr.sum_duplicates()
+        values = torch.from_numpy(np.array(csr.data, dtype=np.float64 if csr.data.itemsize > 4 else np.float32))
+        return cls(
+            torch.from_numpy(np.array(csr.indptr, dtype=np.int64)),
+            torch.from_numpy(np.array(csr.indices, dtype=np.int32)),
+            values.to(torch.get_default_dtype()),
+            csr.shape[1],
+        )
+
+    @classmethod
+    def _of_tensor(cls, matrix: Tensor) -> SparseRows:
+        if matrix.layout == torch.sparse_csr:
+            starts, columns, values = matrix.crow_indices().long(), matrix.col_indices(), matrix.values()
+        else:  # not by to_sparse_csr, which warns that it is in beta
+            matrix = matrix.coalesce()
+            (rows, columns), values = matrix.indices(), matrix.values()
+            starts = torch.bincount(rows + 1, minlength=len(matrix) + 1).cumsum(0)
+        values = values.clone() if values.is_floating_point() else values.to(torch.get_default_dtype())
+        return cls(starts, columns.int(), values, matrix.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"SparseRows({self.shape[0]} x {self.shape[1]}, {len(self.values)} values)"
+
+    def __getitem__(self, index: slice | Tensor) -> SparseRows:
+        if isinstance(index, slice):
+            index = torch.arange(len(self), device=self.device)[index]
+        first, lengths = self.starts[index], self.lengths[index]
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        within = torch.arange(int(starts[-1]), device=self.device) - starts[:-1].repeat_interleave(lengths)
+        at = first.repeat_interleave(lengths) + within
+        return SparseRows(starts, self.columns[at], self.values[at], self.shape[1])
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many values each row stores, (N,)."""
+        return self.starts.diff()
+
+    def to_dense(self) -> Tensor:
+        """The matrix as a tensor (N, V)."""
+        out = self.values.new_zeros(self.shape)
+        out[self.row_of_values(), self.columns.long()] = self.values
+        return out
+
+    def row_of_values(self) -> Tensor:
+        """The row that each value is in."""
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.lengths)
+
+    def sum(self, dim: int) -> Tensor:
+        """Sums over the rows (dim 0), (V,), or over the columns (dim 1), (N,)."""
+        into = (self.columns.long(), self.row_of_values())[dim]
+        return self.values.new_zeros(self.shape[1 - dim]).index_add(0, into, self.values)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SparseRows:
+        """The same on another device, in another dtype."""
+        moved = (self.starts.to(device), self.columns.to(device), self.values.to(device, dtype))
+        return SparseRows(*moved, self.shape[1])
+
+    def not_finite(self) -> tuple[int, int]:
+        """How many values are NaN or infinite, and the first row with one (or -1)."""
+        bad = (~torch.isfinite(self.values)).nonzero()[:, 0]
+        return len(bad), int(torch.searchsorted(self.starts, bad[0], right=True)) - 1 if len(bad) else -1

@@ -1,0 +1,186 @@
+"""Flags of the command line, read from the signatures of what they are for: pairs, their parts, objectives.
+
+Names are a closed set; nothing that a flag or a configuration says is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from pyrovae import objectives
+from pyrovae.models.rebuild import named, parts
+from pyrovae.objectives import Objective
+from pyrovae.training import schedules
+
+__all__ = [
+    "LATENT_DIM",
+    "Parser",
+    "add_objective_arguments",
+    "add_pair_arguments",
+    "first_line",
+    "objective",
+    "objective_names",
+]
+
+SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling")
+LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
+BY_CODE = ("plate", "data_size")  # of objectives: the first is found, the second the data's
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Names the flags nearest to one that does not exist."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """One sentence; the caller prints it."""
+        text = " ".join(message.split())
+        unknown = [word for word in text.split() if word.startswith("--")]
+        if "nrecognized" in text and unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            wrong = unknown[0].split("=")[0]
+            near = [flag for flag in flags if flag.endswith(f".{wrong.removeprefix('--')}")]
+            near = near or difflib.get_close_matches(wrong, flags, n=2, cutoff=0.5)
+            guess = f"did you mean {' or '.join(near)}? " if near else ""
+            text = f"there is no flag {unknown[0]}; {guess}see --help"
+        if "required: " in text:
+            text = text.replace("required: ", "required: --").replace(", ", ", --")
+        raise ValueError(text) from ex
+
+
+def first_line(thing: Any) -> str:
+    """Of its docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def add_pair_arguments(parser: Parser, source: Any) -> None:
+    """A flag for each argument of a pair's class that plain text can give; slots take names of the library's parts."""
+    for parameter in inspect.signature(source).parameters.values() if isinstance(source, type) else ():
+        name, default = parameter.name, parameter.default
+        if name == "event_shape":
+            continue
+        if name in SLOTS:
+            default = default.__name__ if isinstance(default, type) else None
+            help_ = f"one of {', '.join(parts(name))}; with options: '{{name: ..., ...}}'."
+            parser.add_argument(f"--{name}", type=str | dict | None, default=default, help=help_)
+        elif (kind := _plain_type(parameter)) is not None:
+            if default is parameter.empty and name != "latent_dim":
+                parser.add_argument(f"--{name}", type=kind, required=True)
+            else:
+                parser.add_argument(f"--{name}", type=kind, default=LATENT_DIM if name == "latent_dim" else default)
+
+
+def _plain_type(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter that a flag can hold; None for the rest, among them all classes and modules."""
+    plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
+    plain |= {f"{name} | None": kind | None for name, kind in plain.items()}
+    plain |= {"Any": float | dict}  # a weight, which may be a schedule
+    plain |= dict.fromkeys(("Sequence[int]", "tuple[int, ...]", "list[int]"), list[int])
+    plain["Sequence[int] | Sequence[Sequence[int]]"] = list[int] | list[list[int]]
+    annotation = parameter.annotation
+    if not isinstance(annotation, str):
+        annotation = inspect.formatannotation(annotation).removeprefix("collections.abc.")
+    if annotation in plain:
+        return plain[annotation]
+    return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
+
+
+def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[str]:
+    """A flag for each argument that plain text can give of the objective that the command line or its file names.
+
+    Args:
+        parser: gets `--objective.name`, `--objective.gamma` and so on, so that a file has
+            `objective: {name: Capacity, gamma: 1000.0, C: 25.0}`, as it has parts with their options.
+        arguments: of the command line.
+
+    Returns:
+        the arguments, in which `--objective NAME` is written out.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest ones.
+    """
+    short, full = "--objective", "--objective.name"
+    given = [full + a.removeprefix(short) if a == short or a.startswith(f"{short}=") else a for a in arguments]
+    name = named(_objective_name(given), objective_names(), "objective")
+    chosen = getattr(objectives, name)
+    about = f"--objective NAME for short: one of {', '.join(objective_names())}; --help beside it has its arguments."
+    parser.add_argument(full, type=str, default=name, help=about)
+    for parameter in inspect.signature(chosen).parameters.values():
+        if parameter.name in BY_CODE or (kind := _plain_type(parameter)) is None:
+            continue
+        required = parameter.default is parameter.empty
+        default = {"required": True} if required else {"default": parameter.default}
+        about = "a number, or one that changes: '{name: Linear, start: 0, end: 1, epochs: 10}'."
+        about = about if parameter.annotation == "Any" else f"of {name}."
+        parser.add_argument(f"{short}.{parameter.name}", type=kind, help=about, **default)
+    return given
+
+
+def _objective_name(arguments: Sequence[str]) -> str:
+    """The name that the command line gives, or its configuration file."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    look.add_argument("--config", type=Path)
+    look.add_argument("--objective.name", dest="name")
+    try:
+        seen, _ = look.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if seen.name is not None or seen.config is None or not seen.config.is_file():
+        return seen.name or "ELBO"
+    with contextlib.suppress(yaml.YAMLError):  # whose message is the parser's
+        config = yaml.safe_load(seen.config.read_text())
+        chosen = config.get("objective", {}) if isinstance(config, dict) else {}
+        if not isinstance(chosen, dict):
+            raise ValueError(f"{seen.config} has objective: {chosen}; write objective: {{name: {chosen}}} there")
+        return str(chosen.get("name", "ELBO"))
+    return "ELBO"
+
+
+def objective_names() -> list[str]:
+    """The library's objectives."""
+    made = {name: getattr(objectives, name) for name in objectives.__all__}
+    return [n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective]
+
+
+def objective(options: dict[str, Any], *, data_size: int) -> Objective:
+    """The objective that `add_objective_arguments`' flags describe.
+
+    Args:
+        options: name and arguments; a schedule is `{"name": "Linear", "start": 0, ...}`, a weight for each site
+            `{"z1": 0.5, "z2": ...}`.
+        data_size: N, for objectives that have to know it.
+
+    Raises:
+        ValueError: for an unknown schedule or option of one.
+
+    >>> objective({"name": "Capacity", "gamma": 100.0, "C": {"name": "Constant", "weight": 5}}, data_size=60_000)
+    Capacity(gamma=100.0, C=Constant(5.0), num_particles=1, closed_form=True, plate=None)
+    """
+    arguments = {name: _scheduled(value) for name, value in options.items() if name != "name"}
+    chosen = getattr(objectives, named(options["name"], objective_names(), "objective"))
+    if "data_size" in inspect.signature(chosen).parameters:
+        arguments["data_size"] = data_size
+    return chosen(**arguments)
+
+
+def _scheduled(value: Any) -> Any:
+    """A weight as flags hold it: a number, a schedule's name and options, or one of these for each site."""
+    if not isinstance(value, dict):
+        return value
+    if "name" not in value:
+        return {site: _scheduled(weight) for site, weight in value.items()}
+    name = named(str(value["name"]), [n for n in schedules.__all__ if n not in ("Schedule", "as_weight")], "schedule")
+    options = {option: number for option, number in value.items() if option != "name"}
+    wanted = inspect.signature(getattr(schedules, name)).parameters
+    for option in options:
+        named(option, wanted, f"option of {name}")
+    if missing := [n for n, parameter in wanted.items() if parameter.default is parameter.empty and n not in options]:
+        raise ValueError(f"schedule {name} has no {missing[0]}; pass '{{name: {name}, {missing[0]}: 1.0, ...}}', say")
+    return getattr(schedules, name)(**options)

@@ -1,0 +1,38 @@
+r"""Networks: tensors to tensors, and no probability.
+
+A datum has an event shape; whatever stands before it are leading dims (a batch B, particles K, both or none).
+Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for any leading dims: particles come as
+(K, B, ...), which convolutions and `x.view(len(x), -1)` do not take, so the networks flatten them themselves.
+Weights start as torch initialises them.
+"""
+
+from pyrovae.nets.frozen import Frozen
+from pyrovae.nets.layers import (
+    MLP,
+    BatchNorm,
+    ConvDecoder,
+    ConvEncoder,
+    Head,
+    MultiLinear,
+    MultiMLP,
+    as_shape,
+    leading_shape,
+)
+from pyrovae.nets.masked import MaskedConvEncoder, MaskedMLP, PartialConv2d, PartialConvEncoder
+
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Frozen",
+    "Head",
+    "MaskedConvEncoder",
+    "MaskedMLP",
+    "MultiLinear",
+    "MultiMLP",
+    "PartialConv2d",
+    "PartialConvEncoder",
+    "as_shape",
+    "leading_shape",
+]

@@ -1,0 +1,207 @@
+"""Imputation on linear-Gaussian models, where p(x_mis | x_obs) is a Gaussian that algebra gives."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import GaussianMixture, LinearGaussian, LooseLinearGaussian
+
+import pyrovae as pv
+from pyrovae.evaluation import impute, impute_by_gibbs, missing_log_likelihood
+
+MASK = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [1, 1, 0, 1, 1]], dtype=torch.bool)
+DRAWS = 3000
+
+
+class Masked(LinearGaussian):
+    """The linear-Gaussian model with p(z | x_obs) as guide, shifted and widened if it is to be wrong."""
+
+    def __init__(self, shift: float = 0.0, widen: float = 1.0):
+        super().__init__()
+        self.shift, self.widen = shift, widen
+
+    def model(self, x, mask):
+        super().model(x)
+
+    def guide(self, x, mask):
+        weight = self.weight * mask[:, :, None]  # (B, D, L)
+        precision = torch.eye(2, dtype=x.dtype) + weight.mT @ weight / self.scale**2
+        covariance = torch.linalg.inv(precision)
+        seen = torch.where(mask, x - self.bias, 0.0)
+        loc = (covariance @ weight.mT @ seen[:, :, None])[..., 0] / self.scale**2
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(loc + self.shift, self.widen * covariance))
+
+
+def conditional(pair: LinearGaussian, x, seen):
+    """Mean and covariance of x_mis given x_obs."""
+    covariance = (pair.weight @ pair.weight.T + pair.scale**2 * torch.eye(5, dtype=x.dtype)).detach()
+    gain = covariance[~seen][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
+    mean = pair.bias.detach()[~seen] + gain @ (x[seen] - pair.bias.detach()[seen])
+    return mean, covariance[~seen][:, ~seen] - gain @ covariance[seen][:, ~seen]
+
+
+def errors_in_standard_errors(pair, x, found, draws):
+    """The largest deviation of the imputations' means, and of their covariances, from the exact ones."""
+    worst_mean = worst_covariance = 0.0
+    for row, seen in enumerate(MASK):
+        mean, covariance = conditional(pair, x[row], seen)
+        drawn = found.x[:, row, ~seen]
+        variance = covariance.diagonal()
+        off = (drawn.mean(0) - mean).abs() / (variance / draws[row]).sqrt()
+        error = ((variance[:, None] * variance + covariance**2) / draws[row]).sqrt()
+        sample = torch.cov(drawn.T).reshape(covariance.shape)
+        worst_mean = max(worst_mean, off.max().item())
+        worst_covariance = max(worst_covariance, ((sample - covariance).abs() / error).max().item())
+    print(f"{worst_mean:.2f} and {worst_covariance:.2f} standard errors off")
+    return worst_mean, worst_covariance
+
+
+def mean_off(pair, x, found):
+    """The largest deviation of `mean` from the exact one, in sd of x_mis."""
+    offs = []
+    for row, seen in enumerate(MASK):
+        mean, covariance = conditional(pair, x[row], seen)
+        offs.append(((found.mean[row, ~seen] - mean).abs() / covariance.diagonal().sqrt()).max().item())
+    return max(offs)
+
+
+def data(pair):
+    return {"x": pair.sample(3), "mask": MASK}
+
+
+def test_imputation_from_the_exact_guide_is_the_conditional_gaussian():
+    pair = Masked()
+    found = impute(pair, x := data(pair), num_imputations=DRAWS)
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS)
+    assert found.x.shape == (DRAWS, 3, 5)
+    assert torch.equal(found.x[:, MASK], x["x"][MASK].expand(DRAWS, -1))
+    assert torch.equal(found.mean[MASK], x["x"][MASK])
+    assert found.ess is None
+
+
+def test_importance_resampling_corrects_a_wrong_guide():
+    pair = Masked(shift=0.5, widen=2.0)
+    plain = impute(pair, x := data(pair), num_imputations=DRAWS)
+    assert min(errors_in_standard_errors(pair, x["x"], plain, [DRAWS] * 3)) > 6
+    found = impute(pair, x, num_imputations=DRAWS, num_samples=5 * DRAWS)
+    draws = [1 / (1 / DRAWS + 1 / ess) for ess in found.ess.tolist()]
+    assert max(errors_in_standard_errors(pair, x["x"], found, draws)) < 4
+    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(found.ess.min())
+    assert (found.ess < 0.9 * 5 * DRAWS).all()
+    exact = impute(Masked(), x, num_imputations=2, num_samples=50)
+    torch.testing.assert_close(exact.ess, torch.full((3,), 50.0, dtype=torch.float64))
+
+
+def test_gibbs_with_the_exact_posterior_of_complete_data():
+    """A guide that knows no masks: the chain is Gibbs sampling, and each proposal is taken."""
+    pair = LinearGaussian(scale=2.0)  # a vague likelihood: the chain forgets its start in a few steps
+    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=10, num_warmup=10)
+    assert found.acceptance == 1
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS)
+    assert torch.equal(found.x[:, MASK], x["x"][MASK].expand(DRAWS, -1))
+
+
+def test_metropolis_corrects_pseudo_gibbs_with_a_wrong_guide():
+    pair = LooseLinearGaussian(scale=2.0)
+    x, chains = data(pair), {"num_imputations": DRAWS, "num_warmup": 10}
+    pseudo = impute_by_gibbs(pair, x, num_steps=10, metropolis=False, **chains)
+    assert min(errors_in_standard_errors(pair, x["x"], pseudo, [DRAWS] * 3)) > 6
+    found = impute_by_gibbs(pair, x, num_steps=30, **chains)
+    assert 0.5 < found.acceptance < 0.95
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+    assert mean_off(pair, x["x"], found) < 0.1  # an average over steps, of which the first still forget
+
+
+def test_gibbs_of_a_pair_that_takes_the_mask():
+    pair = Masked(shift=0.3, widen=1.5)
+    found = impute_by_gibbs(pair, x := data(pair), num_imputations=DRAWS, num_steps=25, num_warmup=0)
+    assert 0.4 < found.acceptance < 0.95
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+
+
+@pytest.mark.parametrize(("shift", "widen"), [(0.0, 1.0), (0.5, 2.0)])
+def test_log_likelihood_of_what_is_missing_is_the_conditional_density(shift, widen):
+    pair = Masked(shift, widen)
+    found = missing_log_likelihood(pair, x := data(pair), num_samples=20_000)
+    want = [
+        dist.MultivariateNormal(*conditional(pair, x["x"][row], seen)).log_prob(x["x"][row, ~seen])
+        for row, seen in enumerate(MASK)
+    ]
+    print(f"{found.per_datum.tolist()} +- {found.standard_error}, exact {[w.item() for w in want]}")
+    assert abs(found.value - torch.stack(want).mean()) < 4 * found.standard_error
+    assert found.standard_error < 0.02
+
+
+def test_the_hidden_values_are_not_read():
+    """Whatever the data hold where x is missing, every imputation is the same to the last bit."""
+    torch.manual_seed(0)
+    x = torch.rand(4, 6).round()
+    mask = torch.rand(4, 6) < 0.5
+    mask[:, 0] = True
+    other = torch.where(mask, x, 1 - x)
+    plain, partial = pv.VAE(6, 2, hidden=(5,)), pv.PartialVAE(6, 2, hidden=(5,))
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(5)  # so that x matters to z, and z to x
+    for call in (
+        lambda x: impute(partial, {"x": x, "mask": mask}),
+        lambda x: impute(partial, {"x": x, "mask": mask}, num_samples=20),
+        lambda x: impute_by_gibbs(plain, {"x": x, "mask": mask}, num_steps=1, num_warmup=0),
+        lambda x: impute_by_gibbs(partial, {"x": x, "mask": mask}, num_steps=3),
+    ):
+        before = torch.get_rng_state()
+        one, two = call(x), call(other)
+        assert torch.equal(one.x, two.x)
+        assert torch.equal(one.mean, two.mean)
+        assert torch.equal(before, torch.get_rng_state())
+        assert set(one.x.unique().tolist()) == {0, 1}
+        assert len(one.x.unique(dim=0)) > 1
+
+
+def test_batches_are_joined_in_order():
+    pair = Masked()
+    rows = {name: value.repeat(3, 1) for name, value in data(pair).items()}
+    for found in (
+        impute(pair, rows, num_imputations=2, num_samples=2000, batch_size=4),
+        impute_by_gibbs(pair, rows, num_imputations=2, num_steps=2, batch_size=4),
+    ):
+        assert found.x.shape == (2, 9, 5)
+        assert torch.equal(found.x[0][rows["mask"]], rows["x"][rows["mask"]])
+        assert torch.equal(found.mask, rows["mask"])
+
+
+def bad():
+    pair, plain = Masked(), LinearGaussian()
+    x = pair.sample(3)
+    nothing = MASK.clone()
+    nothing[[0, 2]] = False
+    mixture = GaussianMixture(torch.ones(2) / 2, torch.zeros(2, 5), torch.ones(2, 5)).double()
+    return {
+        "no mask in the data": (lambda: impute(plain, {"x": x}), "data hold x and the model takes x; both need x"),
+        "no mask in the pair": (lambda: impute(plain, {"x": x, "mask": MASK}), "the model takes no mask.*by_gibbs"),
+        "nothing observed": (
+            lambda: impute(pair, {"x": x, "mask": nothing}),
+            r"rows 0, 2 \(2 in all\) of x have no observed value",
+        ),
+        "another shape": (
+            lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK[:, :4]}),
+            r"mask has shape \(3, 4\), x \(3, 5\)",
+        ),
+        "enumerated": (lambda: impute_by_gibbs(mixture, {"x": x, "mask": MASK}), "the pair enumerates sites"),
+        "warm-up": (lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK}, num_warmup=-1), "num_warmup is -1"),
+        "nan": (lambda: impute(pair, {"x": x / 0.0 * 0, "mask": MASK}), r"x has 15 NaN.*incomplete\(x\)"),
+    }
+
+
+@pytest.mark.parametrize("case", list(bad()))
+def test_refused(case):
+    call, message = bad()[case]
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,80 @@
+"""The shared runner of reproduced tables, on a small one."""
+
+import json
+
+import pytest
+import torch
+
+import pyrovae as pv
+from examples.reproduce import runner
+from examples.reproduce.__main__ import NAMES
+from examples.reproduce.runner import Cell, Result, Schedule, reproduce, table
+
+
+def small(data):
+    return pv.VAE(data.event_shape, latent_dim=2, hidden=(8,))
+
+
+RESULT = Result(
+    source="Nobody, table 1",
+    load=lambda root: pv.data.load("digits"),
+    cells={"VAE 1": Cell(small, paper=21.0), "IWAE 5": Cell(small, lambda data, schedule: pv.IWAE(5))},
+    paper=Schedule(epochs=50, batch_size=128, num_samples=10),
+    reduced=Schedule(epochs=6, batch_size=128, num_samples=10, decay=0.1),
+)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+
+
+def run(**options):
+    arguments = {"cells": list(RESULT.cells), "seeds": [0], "schedule": RESULT.reduced, "budget": 10.0, **options}
+    with torch.random.fork_rng():
+        reproduce("small", RESULT, device="cpu", **arguments)
+
+
+def records(folder):
+    return {path.stem: json.loads(path.read_text()) for path in folder.rglob("*.json")}
+
+
+def test_cut_off_and_gone_on_with_is_as_if_never_cut_off(tmp_path, monkeypatch):
+    run(cells=["VAE 1"])
+    whole = records(tmp_path / "results")["vae_1_seed_0"]
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "results")  # other run folders
+    run(cells=["VAE 1"], budget=0.0)
+    assert records(tmp_path / "again") == {}
+    run(cells=["VAE 1"])
+    assert records(tmp_path / "again")["vae_1_seed_0"]["nll"] == whole["nll"]
+    assert (whole["epochs"], whole["paper"]) == (6, 21.0)
+    assert whole["versions"]["torch"]
+
+
+def test_finished_cells_are_not_run_again(tmp_path, capsys):
+    run(cells=["VAE 1"])
+    before = records(tmp_path / "results")
+    run()
+    assert capsys.readouterr().out.count("VAE 1, seed 0") == 1
+    assert records(tmp_path / "results")["vae_1_seed_0"] == before["vae_1_seed_0"]
+
+
+def test_table_has_mean_and_spread_and_says_what_has_not_run(tmp_path):
+    folder = tmp_path / "results" / "small" / str(RESULT.reduced)
+    folder.mkdir(parents=True)
+    for seed, nll in enumerate([20.0, 22.0]):
+        record = {"nll": nll, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        (folder / f"vae_1_seed_{seed}.json").write_text(json.dumps(record))
+    lines = table("small", RESULT).splitlines()
+    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 | 2 | 6 | 128 | 10 | cpu |" in lines
+    assert "| IWAE 5 |  | not run yet | | | | | |" in lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_is_printed_from_the_repository(name, monkeypatch):
+    monkeypatch.undo()
+    assert NAMES[name].source in table(name, NAMES[name])
+    for cell in NAMES[name].cells.values():
+        assert cell.paper is None or cell.paper > 0
