@@ -1,7 +1,7 @@
 """Distributions that torch and Pyro lack, or get wrong in float32.
 
-All but `BagOfWords` and `TolerantDelta` are over one number, with batch shape that of their parameters; `.to_event`
-makes events of them.
+All but `BagOfWords`, `Implicit` and `TolerantDelta` are over one number, with batch shape that of their parameters;
+`.to_event` makes events of them.
 """
 
 import math
@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from pyrovae.implicit import Implicit
+
 __all__ = [
     "BagOfWords",
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "Implicit",
     "TolerantDelta",
     "log_coefficient",
 ]

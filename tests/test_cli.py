@@ -280,6 +280,17 @@ def test_a_vamp_prior_and_an_iaf_are_fitted_loaded_and_evaluated(tmp_path, capsy
         assert torch.equal(value, load(again).pair.state_dict()[name]), name
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in objective_names() if issubclass(getattr(pv.objectives, n), pv.RatioObjective)]
+)
+def test_a_critic_that_is_made_for_a_pair_is_what_the_objective_calls(name):
+    vae, x = pv.VAE((2, 3), 2, hidden=(8,)), torch.rand(5, 2, 3).round()
+    chosen = objective({"name": name, "critic": {"hidden": [4]}}, pair=vae, data_size=5)
+    assert chosen.critic.network.feature_shape == (4,)
+    assert np.isfinite(chosen.critic_loss(vae, x).item())
+    assert np.isfinite(chosen.loss(vae.model, vae.guide, x))
+
+
 @pytest.mark.parametrize("name", ["FactorVAE", "ImplicitPrior"])
 def test_an_objective_has_its_critic_made(name, tmp_path):
     out, again = tmp_path / "run", tmp_path / "again"

@@ -92,11 +92,12 @@ class ProductOfExperts(_Words):
         ValueError: for shapes that are no vectors, or a dropout outside [0, 1); sizes as in `Conditional`.
 
     Source: Srivastava & Sutton 2017, https://arxiv.org/abs/1703.01488, section 3.3;
-    https://github.com/akashgit/autoencoding_vi_for_topic_models (models/prodlda.py, whose dropout is 0.6).
+    https://github.com/akashgit/autoencoding_vi_for_topic_models (models/prodlda.py), whose
+    dropout is 0.6; 0.2 is that of https://github.com/hyqneuron/pytorch-avitm.
     """
 
     def __init__(
-        self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, dropout: float = 0.6
+        self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, dropout: float = 0.2
     ) -> None:
         super().__init__(feature_shape, event_shape)
         self.head.layer.bias = None  # batch norm takes any constant away, and has its own
