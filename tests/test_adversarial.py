@@ -14,8 +14,8 @@ from torch import nn
 import pyrovae as pv
 from pyrovae import conditionals, nets
 from pyrovae.distributions import Implicit
+from pyrovae.distributions.implicit import has_density
 from pyrovae.evaluation.predictive import encode, reconstruct
-from pyrovae.implicit import has_density
 from pyrovae.models.base import Pair, structure
 from pyrovae.objectives import (
     ELBO,

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Bernoulli
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 
-from pyrovae.distributions import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyrovae.distributions import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic, TolerantDelta
 
 LOGITS = [0.0, 1e-6, -0.03, 0.0999, -0.1001, 1.0, -5.0, 20.0, 200.0, -200.0]
 DISTRIBUTIONS = {
@@ -274,3 +274,12 @@ def test_cross_entropy_is_no_density():
     # What is missing is the continuous Bernoulli's constant.
     missing = (ContinuousBernoulli(logits).log_prob(x[:1, None]) - CrossEntropy(logits).log_prob(x[:1, None]))[0]
     torch.testing.assert_close(total.log(), -missing)
+
+
+def test_a_delta_is_a_point_within_its_tolerance():
+    point = TolerantDelta(torch.tensor([[1.0, -3.0]]), torch.tensor([0.7]), 1, tolerance=0.01).expand((4, 1))
+    x = torch.tensor([[1.019, -2.961], [1.021, -3.0], [1.0, -2.959], [1.0, -3.0]]).unsqueeze(1)
+    assert point.log_prob(x).flatten().tolist() == pytest.approx([0.7, -math.inf, -math.inf, 0.7])
+    assert (point.tolerance, point.event_shape, point.batch_shape) == (0.01, (2,), (4, 1))
+    with pytest.raises(ValueError, match=r"tolerance is 0, expected a positive number"):
+        TolerantDelta(torch.zeros(2), tolerance=0)

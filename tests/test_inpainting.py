@@ -15,10 +15,10 @@ from torch import nn
 import pyrovae as pv
 from pyrovae import nets
 from pyrovae.data import Data, Split, masked, one_of, pixels
+from pyrovae.distributions import by_element
+from pyrovae.distributions import masked as observed_part
 from pyrovae.models.base import structure
 from pyrovae.objectives import ledger
-from pyrovae.products import by_element
-from pyrovae.products import masked as observed_part
 from pyrovae.training.step import Step
 
 

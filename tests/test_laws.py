@@ -560,6 +560,11 @@ class OfBoth(nn.Module):
         return self.ratio(x.flatten(1).mean(-1, keepdim=True).to(z.dtype), z)
 
 
+def by_dimension(known: Structure) -> bool:
+    """q and p are products over the dimensions of z."""
+    return fixed_prior(known) and not any(isinstance(module, priors.Flow) for module in known.modules)
+
+
 def reparametrised(known: Structure) -> bool:
     return local(known) and sampled(known)
 
@@ -597,7 +602,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "beta per site": (partial(ELBO, beta={"z": 1.5}), has_z),  # free of c, which the model enumerates
     "beta learned": (partial(Beta, 1.0), anywhere),
     "free bits": (partial(FreeBits, 0.01), anywhere),
-    "free bits by dimension": (partial(FreeBits, 0.01, group_size=1), fixed_prior),
+    "free bits by dimension": (partial(FreeBits, 0.01, group_size=1), by_dimension),
     "capacity": (partial(Capacity, 2.0, 0.7), anywhere),
     "MarginalLikelihood": (MarginalLikelihood, summed),
     "Trace_ELBO": (Trace_ELBO, sampled),

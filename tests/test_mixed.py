@@ -13,8 +13,8 @@ import torch
 import pyrovae as pv
 from pyrovae.conditionals import Mixed
 from pyrovae.data import incomplete
+from pyrovae.distributions import masked
 from pyrovae.evaluation import impute
-from pyrovae.products import masked
 
 CLASSES = (0, 3, 2, 0, 5, 3, 2)
 

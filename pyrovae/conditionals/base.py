@@ -7,12 +7,11 @@ from math import prod
 from typing import ClassVar
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor, nn
 
 from pyrovae.nets import Head, as_shape
 
-__all__ = ["Conditional", "near_zero_", "positive", "vector_length"]
+__all__ = ["Conditional", "positive", "vector_length"]
 
 
 class Conditional(nn.Module, ABC):
@@ -61,14 +60,3 @@ def vector_length(event_shape: int | Sequence[int], name: str) -> int:
     if len(shape) != 1:
         raise ValueError(f"event_shape is {shape}, {name} is over vectors; pass event_shape={prod(shape)}")
     return shape[0]
-
-
-@torch.no_grad()
-def near_zero_(layer: nn.Module, rows: slice = slice(None)) -> None:
-    """Make some outputs of a linear layer a hundredth of what torch starts them with, without bias.
-
-    Not zero: then the layers before it, or the factors beside it, would have no gradient.
-    """
-    assert isinstance(layer, nn.Linear)
-    layer.weight[rows] *= 0.01
-    layer.bias[rows] = 0.0

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import implicit
+from pyrovae import distributions
 from pyrovae.conditionals.base import Conditional
 from pyrovae.nets import MLP, MultiMLP, as_shape
 
@@ -76,4 +76,4 @@ class Implicit(Conditional):
             (z,) = self.head(self.network(*((features, noise) if self.noise_dim else (features,))))
             return z.expand(*noise.shape[:-1], *self.event_shape)
 
-        return implicit.Implicit(generator, noise, self.event_shape)
+        return distributions.Implicit(generator, noise, self.event_shape)

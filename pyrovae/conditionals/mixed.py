@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pyrovae.conditionals.likelihoods import Bernoulli, Categorical
 from pyrovae.conditionals.normal import DiagonalNormal
+from pyrovae.distributions import Columns, by_element
 from pyrovae.nets import as_shape
-from pyrovae.products import Columns, by_element
 
 __all__ = ["Mixed"]
 
@@ -33,8 +33,8 @@ class Mixed(nn.Module):
         min_scale: the floor of the scale of real columns.
 
     Returns:
-        From `forward(features)`: a `pyrovae.products.Columns` over vectors; the mean of a column with three or more
-        classes is NaN.
+        From `forward(features)`: a `pyrovae.distributions.Columns` over vectors; the mean of a column with three or
+        more classes is NaN.
 
     Raises:
         ValueError: if num_classes has not one number for each column, or a 1 or one below 0; sizes as in `Conditional`.

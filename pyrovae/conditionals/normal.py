@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyrovae.conditionals.base import Conditional, near_zero_, positive, vector_length
-from pyrovae.nets import Head, as_shape
+from pyrovae.conditionals.base import Conditional, positive, vector_length
+from pyrovae.nets import Head, as_shape, near_zero_
 
 __all__ = ["DiagonalNormal", "FixedNormal", "FullNormal", "LearnedNormal", "LowRankNormal", "SoftplusNormal"]
 

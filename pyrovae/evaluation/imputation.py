@@ -25,13 +25,13 @@ from torch import Tensor
 
 from pyrovae.data import Split
 from pyrovae.data.masks import check_mask
+from pyrovae.distributions import by_element, masked
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.models.base import Functions, PairLike
 from pyrovae.objectives import Ledger, ledger
 from pyrovae.objectives.draws import Draw, one
-from pyrovae.products import by_element, masked
 
 __all__ = ["Imputation", "impute", "impute_by_gibbs", "missing_log_likelihood"]
 

@@ -15,8 +15,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyrovae.distributions.implicit import has_density
 from pyrovae.evaluation.sites import is_discrete
-from pyrovae.implicit import has_density
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, Term, density, one
 from pyrovae.objectives.particles import PARTICLES, vectorises

@@ -2,126 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from math import prod
 
 import pyro
 import torch
-from pyro.distributions.transforms import affine_coupling
-from pyro.nn import DenseNN
 from torch import Tensor, nn
 
 from pyrovae.distributions import TolerantDelta
+from pyrovae.flows import AffineCoupling, SplineCoupling
+from pyrovae.flows.layers import at_least_two
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape, leading_shape
 from pyrovae.priors import StandardNormal
-from pyrovae.splines import rational_quadratic
 
 __all__ = ["AffineCoupling", "NormalizingFlow", "SplineCoupling"]
-
-
-class AffineCoupling(nn.Module):
-    r"""Half of z shifts and scales the other half.
-
-        x_1 = z_1,    x_2 = exp(s(z_1)) z_2 + m(z_1),    log|det| = sum s(z_1)
-
-    s is clipped to [-5, 3], with gradients as if it were not. The layer is Pyro's, without its memory: that keeps the
-    last input by identity, to invert it for nothing, but a batch that is the same tensor at each step would then be
-    inverted with the parameters of the step before, and a module that holds tensors with a history can't be copied.
-
-    Args:
-        dim: D, at least 2; the first D // 2 numbers are z_1.
-        hidden: sizes of the hidden layers of the network of m and s, ReLU.
-
-    Returns:
-        From `forward(z)` and `inverse(x)`: the other one, (..., D), and log|det dx/dz|, (...).
-
-    Raises:
-        TypeError, ValueError: for sizes that are no positive whole numbers, or dim below 2.
-
-    Source: Dinh et al. 2017 (RealNVP), https://arxiv.org/abs/1605.08803, eqs. 4-8;
-    `pyro.distributions.transforms.AffineCoupling`.
-
-    >>> x, log_det = AffineCoupling(3)(torch.ones(5, 3))
-    >>> x.shape, log_det.shape
-    (torch.Size([5, 3]), torch.Size([5]))
-    """
-
-    def __init__(self, dim: int, *, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__()
-        self.layer = affine_coupling(_coupled(dim), list(as_shape(hidden, "hidden")))
-        _start_near_identity(self.layer.nn)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """x = f(z) and log|det df/dz|."""
-        x = self.layer(z)
-        return x, self._log_det(z, x)
-
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = f^-1(x) and log|det df/dz| there."""
-        z = self.layer.inv(x)
-        return z, self._log_det(z, x)
-
-    def _log_det(self, z: Tensor, x: Tensor) -> Tensor:
-        log_det = self.layer.log_abs_det_jacobian(z, x)  # of what the layer remembers, not computed again
-        self.layer._cached_x_y, self.layer._cached_log_scale = (None, None), None
-        return log_det
-
-
-class SplineCoupling(nn.Module):
-    """Half of z chooses monotone splines for the numbers of the other half.
-
-        x_1 = z_1,    x_2j = spline_j(z_2j; z_1),    log|det| = sum_j log spline_j'
-
-    Rational-quadratic splines on [-bound, bound], the identity outside: standardise the data.
-
-    Args:
-        dim: D, at least 2; the first D // 2 numbers are z_1.
-        hidden: sizes of the hidden layers of the network that gives the splines, ReLU.
-        num_bins: pieces of each spline.
-        bound: half the width of the interval in which there are splines.
-
-    Returns:
-        From `forward(z)` and `inverse(x)`: the other one, (..., D), and log|det dx/dz|, (...).
-
-    Raises:
-        TypeError, ValueError: for sizes that are no positive whole numbers, dim below 2, fewer than two bins, or a
-            bound that is not positive.
-
-    Source: Durkan et al. 2019, https://arxiv.org/abs/1906.04032; see `pyrovae.splines` for why not Pyro's.
-
-    >>> spline = SplineCoupling(3, num_bins=4)
-    >>> x, log_det = spline(torch.ones(5, 3))
-    >>> torch.allclose(spline.inverse(x)[0], torch.ones(5, 3), atol=1e-5)
-    True
-    """
-
-    def __init__(self, dim: int, *, hidden: Sequence[int] = (64, 64), num_bins: int = 8, bound: float = 3.0) -> None:
-        super().__init__()
-        (num_bins,) = as_shape(num_bins, "num_bins")
-        if num_bins < 2:
-            raise ValueError(f"num_bins is {num_bins}, expected at least 2; pass num_bins=8")
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound is {bound}, expected a positive number; pass bound=3.0")
-        self.kept, self.bound, self.sizes = _coupled(dim) // 2, float(bound), (dim - dim // 2, 3 * num_bins - 1)
-        self.network = DenseNN(self.kept, list(as_shape(hidden, "hidden")), [prod(self.sizes)])
-        _start_near_identity(self.network)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """x = f(z) and log|det df/dz|."""
-        return self._split(z, inverse=False)
-
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = f^-1(x) and log|det df/dz| there."""
-        return self._split(x, inverse=True)
-
-    def _split(self, value: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        first, second = value[..., : self.kept], value[..., self.kept :]
-        parameters = self.network(first).unflatten(-1, self.sizes)
-        out, log_slope = rational_quadratic(parameters, second, bound=self.bound, inverse=inverse)
-        return torch.cat([first, out], -1), log_slope.sum(-1)
 
 
 class NormalizingFlow(Pair):
@@ -143,8 +39,8 @@ class NormalizingFlow(Pair):
         event_shape: shape of one x, of two numbers at least.
         num_layers: couplings.
         hidden: sizes of the hidden layers of each coupling.
-        coupling: made by `coupling(dim, hidden=hidden)`: `AffineCoupling`, `SplineCoupling`, or a class of your own
-            with their `forward` and `inverse`.
+        coupling: made by `coupling(dim, hidden=hidden)`: `AffineCoupling`, `SplineCoupling`, or a module of your
+            own that is a `pyrovae.flows.Bijection`.
         prior: p(z), called without arguments; made by `prior(dim)`.
         tolerance: of x about f(z), relative to 1 + |x|, in each number.
 
@@ -178,7 +74,7 @@ class NormalizingFlow(Pair):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        dim = _coupled(prod(self.event_shape), "event_shape")
+        dim = at_least_two(prod(self.event_shape), "event_shape")
         (num_layers,) = as_shape(num_layers, "num_layers")
         if not tolerance > 0:
             raise ValueError(f"tolerance is {tolerance}, expected a positive number; pass tolerance=1e-3")
@@ -219,17 +115,3 @@ class NormalizingFlow(Pair):
                 z, log_det = coupling.inverse(z)  # type: ignore[operator]
                 z, total = z.flip(-1), total + log_det
         return z, total
-
-
-@torch.no_grad()
-def _start_near_identity(network: DenseNN) -> None:
-    """A chain of layers at torch's own initialisation is far out in the tails of p(z), and further the longer it is."""
-    for parameter in network.layers[-1].parameters():
-        parameter.mul_(0.01)
-
-
-def _coupled(dim: int, name: str = "dim") -> int:
-    (dim,) = as_shape(dim, name)
-    if dim < 2:
-        raise ValueError(f"{name} is {dim}, a coupling takes two numbers at least, one to transform by the other")
-    return dim

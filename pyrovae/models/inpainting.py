@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import DiagonalNormal
+from pyrovae.distributions import masked
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import VAE, feature_shape, filled
 from pyrovae.nets import Frozen, MaskedMLP, as_shape
-from pyrovae.products import masked
 
 __all__ = ["InpaintingVAE", "PartialVAE", "PosteriorMatching"]
 

@@ -13,12 +13,12 @@ from pyrovae.nets.layers import (
     ConvDecoder,
     ConvEncoder,
     Head,
-    MultiLinear,
-    MultiMLP,
     as_shape,
     leading_shape,
+    near_zero_,
 )
 from pyrovae.nets.masked import MaskedConvEncoder, MaskedMLP, PartialConv2d, PartialConvEncoder
+from pyrovae.nets.multi import MultiLinear, MultiMLP
 
 __all__ = [
     "MLP",
@@ -35,4 +35,5 @@ __all__ = [
     "PartialConvEncoder",
     "as_shape",
     "leading_shape",
+    "near_zero_",
 ]

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrovae.implicit import has_density
+from pyrovae.distributions.implicit import has_density
 from pyrovae.models.base import Structure, evaluation_mode, random_sites
 from pyrovae.objectives.density_ratio import RatioObjective, Values, code_in, codes, drawn_code
 from pyrovae.objectives.draws import Term

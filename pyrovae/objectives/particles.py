@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
-from pyrovae.implicit import has_density
+from pyrovae.distributions.implicit import has_density
 from pyrovae.models.base import (
     Functions,
     PairLike,

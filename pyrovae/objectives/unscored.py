@@ -8,7 +8,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyrovae.implicit import has_density
+from pyrovae.distributions.implicit import has_density
 from pyrovae.models.base import Functions, as_pair
 
 __all__ = ["check_density", "lacks_density", "unscored"]

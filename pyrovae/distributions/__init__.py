@@ -1,0 +1,23 @@
+"""Distributions that torch and Pyro lack, or get wrong in float32.
+
+Those of grey values are over one number, with batch shape that of their parameters; `.to_event` makes events of them.
+"""
+
+from pyrovae.distributions.delta import TolerantDelta
+from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyrovae.distributions.implicit import Implicit
+from pyrovae.distributions.products import Columns, by_element, masked
+from pyrovae.distributions.words import BagOfWords, log_coefficient
+
+__all__ = [
+    "BagOfWords",
+    "Columns",
+    "ContinuousBernoulli",
+    "CrossEntropy",
+    "DiscretizedLogistic",
+    "Implicit",
+    "TolerantDelta",
+    "by_element",
+    "log_coefficient",
+    "masked",
+]
