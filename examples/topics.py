@@ -7,8 +7,9 @@ authors, 11,258 training and 7,487 test documents, 1,995 words without stop word
 tenth of the training documents is held out to end training; the test documents serve for the figures alone.
 
 Perplexities leave the multinomial coefficient out and are those of the bound, as in the papers, and of 100 importance
-samples. NPMI is over the ten largest words of each topic, with the training documents as reference and whole documents
-as windows. Each run leaves a JSON and, of ProdLDA, a picture.
+samples. ProdLDA's dropout is 0.2: with the 0.6 of the authors' code its topics repeated each other (seed 0: diversity
+0.44, NPMI 0.13 on the training documents). NPMI is over the ten largest words of each topic, with the training
+documents as reference and whole documents as windows. Each run leaves a JSON and, of ProdLDA, a picture.
 """
 
 import argparse

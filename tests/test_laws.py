@@ -409,9 +409,9 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         (uniform(1, 2, 2),),
     ),
     "NVDM": lambda: (models.NVDM(6, 2, hidden=(7,)), (TOPICS,)),
-    "ProdLDA": lambda: (models.ProdLDA(6, 3, hidden=(7,), dropout=0.2), (TOPICS,)),
+    "ProdLDA": lambda: (models.ProdLDA(6, 2, hidden=(7,), dropout=0.2), (TOPICS,)),
     "ProdLDA mixture": lambda: (
-        models.ProdLDA(6, 3, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
+        models.ProdLDA(6, 2, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
         (TOPICS,),
     ),
     "InpaintingVAE": partial(with_mask, models.InpaintingVAE, bits(6)),

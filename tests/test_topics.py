@@ -261,7 +261,7 @@ def test_topics_are_found_again():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"dropout is 1.5"):
         pv.ProdLDA(6, 3, dropout=1.5)
-    with pytest.raises(ValueError, match=r"event_shape is 1, a Dirichlet has at least 2 parts"):
+    with pytest.raises(ValueError, match=r"a Dirichlet has a vector of at least 2"):
         pv.ProdLDA(6, 1)
     with pytest.raises(ValueError, match=r"event_shape is \(2, 3\) and feature_shape"):
         pv.NVDM((2, 3))

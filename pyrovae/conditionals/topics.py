@@ -92,20 +92,25 @@ class ProductOfExperts(_Words):
         ValueError: for shapes that are no vectors, or a dropout outside [0, 1); sizes as in `Conditional`.
 
     Source: Srivastava & Sutton 2017, https://arxiv.org/abs/1703.01488, section 3.3;
-    https://github.com/akashgit/autoencoding_vi_for_topic_models (models/prodlda.py, whose dropout is 0.6).
+    https://github.com/akashgit/autoencoding_vi_for_topic_models (models/prodlda.py), whose
+    dropout is 0.6; 0.2 is that of https://github.com/hyqneuron/pytorch-avitm.
     """
 
     def __init__(
-        self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, dropout: float = 0.6
+        self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, dropout: float = 0.2
     ) -> None:
         super().__init__(feature_shape, event_shape)
         self.head.layer.bias = None  # batch norm takes any constant away, and has its own
         self.norm = ShiftedBatchNorm(*self.event_shape)
         self.dropout = rate("dropout", dropout)
 
+    def shares(self, features: Tensor) -> Tensor:
+        """Theta, how much of each document is about each topic, (..., L)."""
+        return features.softmax(-1)
+
     def log_odds(self, features: Tensor) -> Tensor:
-        """BN(dropout(softmax(h)) beta)."""
-        theta = dropout(features.softmax(-1), self.dropout, self.training)
+        """BN(dropout(theta) beta)."""
+        theta = dropout(self.shares(features), self.dropout, self.training)
         return self.norm(self._products(theta, self.head.layer.weight))
 
 
@@ -141,9 +146,13 @@ class TopicMixture(_Words):
         """log p(word | topic), (L, V)."""
         return self.head.layer.weight.T.log_softmax(-1)
 
+    def shares(self, features: Tensor) -> Tensor:
+        """Theta, how much of each document is about each topic, (..., L)."""
+        return features.softmax(-1)
+
     def log_odds(self, features: Tensor) -> Tensor:
         """log(theta softmax(beta)), from which the distribution takes the log of theta's sum."""
-        theta = dropout(features.softmax(-1), self.dropout, self.training)
+        theta = dropout(self.shares(features), self.dropout, self.training)
         probs = self._products(theta, self.head.layer.weight.softmax(0))  # softmax over the words
         return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # all topics may be dropped
 
