@@ -157,7 +157,7 @@ def _topics(pair: Any, rows: Split | Stream, vocabulary: Any, **on: Any) -> Iter
 
 
 def _documents(pair: Any, rows: Split | Stream, weights: Tensor, vocabulary: Any, **on: Any) -> Any:
-    shares = topic_tools.document_topics(pair, next(rows.sequential(10)), seed=on["seed"])
-    names = [", ".join(words) for words in topic_tools.topic_words(weights, vocabulary, num_words=3)]
+    shares = topic_tools.document_topics(pair, next(rows.sequential(9)), seed=on["seed"])
+    names = [", ".join(words) for words in topic_tools.topic_words(weights, vocabulary, num_words=2)]
     titles = [f"document {number}" for number in range(len(shares))]
     return plots.topic_words(shares.cpu(), names, num_words=5, titles=titles, columns=3)

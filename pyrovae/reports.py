@@ -19,6 +19,7 @@ from pyrovae.data import Data, Split
 from pyrovae.drawings import drawings_of, latent_dim
 from pyrovae.evaluation import (
     Surgery,
+    active_layers,
     active_units,
     ais,
     elbo,
@@ -28,7 +29,9 @@ from pyrovae.evaluation import (
     manifold,
     surgery,
 )
+from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
+from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
 from pyrovae.models.base import as_pair
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
@@ -110,9 +113,23 @@ def evaluate(
         figures |= {"active_units": units.count, "latent_dim": len(units.variance)}
     except ValueError:  # a pair without a vector of continuous latents
         figures |= {"active_units": None, "latent_dim": None}
+    if len(parts.kl) > 1:
+        layers = {} if figures["active_units"] is None else active_layers(pair, rows, plate=plate, seed=seed)
+        figures["active_layers"] = {site: [found.count, len(found.variance)] for site, found in layers.items()}
+    if isinstance(data, Data) and data.vocabulary is not None:
+        figures["topics"] = _topic_figures(pair, rows, parts.elbo)
     figures["checks"] = checked.to_dict()
     figures["versions"] = versions()
     return figures, checked
+
+
+def _topic_figures(pair: Any, rows: Any, bound: Estimate) -> dict[str, Any]:
+    """Perplexity of bags of words, by the bound; coherence and diversity of the topics, if the pair has any."""
+    found = perplexity(bound, rows)
+    figures: dict[str, Any] = {"perplexity": found.per_document, "perplexity_per_corpus": found.per_corpus}
+    if isinstance(weights := getattr(pair, "topics", None), Tensor):
+        figures |= {"npmi": float(npmi(weights, rows).mean()), "diversity": topic_diversity(weights)}
+    return figures
 
 
 def _surgery_figures(parts: Surgery) -> dict[str, Any]:
@@ -156,7 +173,11 @@ def table(figures: dict[str, Any]) -> str:
     if figures.get("heavy_tails"):
         rows.append(("  Pareto k-hat above 0.7", f"{figures['heavy_tails']} of {figures['rows']}", "too few samples"))
     rows += _further(figures)
-    if figures["active_units"] is not None:
+    layers, topics = figures.get("active_layers"), figures.get("topics", {})
+    rows += [(f"active units {site}", f"{count} of {total}", "") for site, (count, total) in (layers or {}).items()]
+    notes = {"perplexity": "of the bound, per document", "npmi": "in these documents"}
+    rows += [(name.replace("_", " "), f"{value:.3f}", notes.get(name, "")) for name, value in topics.items()]
+    if figures["active_units"] is not None and not layers:
         rows.append(("active units", f"{figures['active_units']} of {figures['latent_dim']}", ""))
     rows += [
         (f"p-value {row['statistic']}", f"{row['p_value']:.3f}", row["label"]) for row in figures["checks"]["rows"]

@@ -28,7 +28,7 @@ from pyrovae.data.masks import check_mask
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import observed_site
-from pyrovae.models.base import Functions, PairLike
+from pyrovae.models.base import Functions, PairLike, isolated_random_state, random_sites
 from pyrovae.objectives import Ledger, ledger
 from pyrovae.objectives.draws import Draw, one
 from pyrovae.products import by_element, masked
@@ -264,6 +264,8 @@ def _with_masks(
                 "discrete sites, and pass the rows to impute as the data"
             )
         check_mask(rows["x"], rows["mask"])
+        if reads_mask:
+            _check_reads_observed(on)
 
         def batches() -> Batches:
             both = rows.select("x", "mask").sequential(on.batch_size)
@@ -272,6 +274,22 @@ def _with_masks(
                 yield run, batch, x, mask
 
         yield on, batches()
+
+
+def _check_reads_observed(on: Evaluation) -> None:
+    """Refuse a guide that is another one where x holds another value in the place of what is missing."""
+    batch = on.batch()
+    at = on.rows.names.index("x")
+    x, mask = batch[at], batch[on.rows.names.index("mask")]
+    traces = []
+    for other in (x, torch.where(mask.bool(), x, x.flip(0) / 2 + 0.25)):
+        with isolated_random_state(0):
+            traces.append(poutine.trace(on.pair.guide).get_trace(*batch[:at], other, *batch[at + 1 :]))
+    if any(not torch.equal(site["value"], traces[1].nodes[site["name"]]["value"]) for site in random_sites(traces[0])):
+        raise ValueError(
+            "the guide reads x where the mask says that it is missing, so that it knows what is to be imputed; pass a "
+            "pair whose guide reads the observed part alone, such as PosteriorMatching's partial_vae()"
+        )
 
 
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:

@@ -98,7 +98,7 @@ class CVAE(Pair):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(x, self.condition(y))))
 
-    def check(self, x: Tensor, y: Tensor) -> None:
+    def check_batch(self, x: Tensor, y: Tensor) -> None:
         """Refuse a y that is no condition, before `fit` starts: as `condition` does."""
         self.condition(y)
 
