@@ -23,6 +23,7 @@ from pyrovae import conditionals, models, nets, objectives, plots, priors, repor
 from pyrovae.checks import check
 from pyrovae.data import half, masked, match, one_of, pixels, rectangle
 from pyrovae.data import load as load_data
+from pyrovae.data.masks import Mask
 from pyrovae.evaluation import generate
 from pyrovae.flags import Parser, add_objective_arguments, add_pair_arguments, first_line, objective, objective_names
 from pyrovae.models.base import as_pair, isolated_random_state
@@ -35,7 +36,7 @@ __all__ = ["main"]
 
 BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-MASKS = {"pixels": pixels, "rectangle": rectangle, "half": half}
+MASKS: dict[str, Callable[[], Mask]] = {"pixels": pixels, "rectangle": rectangle, "half": half}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

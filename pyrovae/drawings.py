@@ -106,7 +106,7 @@ def _given_labels(known: Structure, rows: Split | Stream) -> Tensor | None:
     return y.unique() if y.dim() == 1 and not y.is_floating_point() else None
 
 
-def _classes(pair: Any, known: Structure, rows: Split, batch: tuple[Tensor, ...], **on: Any) -> Any:
+def _classes(pair: Any, known: Structure, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
     """A row of samples for each label, in whose columns the noise is the same: what the label changes, and what z."""
     labels, at = _given_labels(known, rows), rows.names.index("y")
     assert labels is not None
@@ -144,7 +144,7 @@ def _topics(pair: Any, rows: Split | Stream, vocabulary: Any, **on: Any) -> Iter
     weights = getattr(pair, "topics", None)
     if not isinstance(weights, Tensor):
         return
-    coherence = topic_tools.npmi(weights, rows)
+    coherence = topic_tools.npmi(weights, rows, num_words=min(10, weights.shape[1]))
 
     def topics() -> Any:
         best = coherence.argsort(descending=True)[:10]

@@ -128,7 +128,9 @@ def _topic_figures(pair: Any, rows: Any, bound: Estimate) -> dict[str, Any]:
     found = perplexity(bound, rows)
     figures: dict[str, Any] = {"perplexity": found.per_document, "perplexity_per_corpus": found.per_corpus}
     if isinstance(weights := getattr(pair, "topics", None), Tensor):
-        figures |= {"npmi": float(npmi(weights, rows).mean()), "diversity": topic_diversity(weights)}
+        words = weights.shape[1]
+        figures |= {"npmi": float(npmi(weights, rows, num_words=min(10, words)).mean())}
+        figures["diversity"] = topic_diversity(weights, num_words=min(25, words))
     return figures
 
 

@@ -41,10 +41,12 @@ def drawn(pair, data, folder, monkeypatch, *watched):
     """The pictures' names, and what the watched plots were called with."""
     seen = {}
     for name in watched:
-        original = getattr(plots, name)
-        monkeypatch.setattr(
-            plots, name, lambda *a, n=name, f=original, **k: (seen.setdefault(n, []).append(a), f(*a, **k))[1]
-        )
+
+        def watch(*values, name=name, draw=getattr(plots, name), **options):
+            seen.setdefault(name, []).append(values)
+            return draw(*values, **options)
+
+        monkeypatch.setattr(plots, name, watch)
     files, skipped = reports.pictures(pair, data, folder)
     assert not skipped
     return {path.stem for path in files}, seen
@@ -141,6 +143,5 @@ def test_figures_of_layers_and_of_topics(tmp_path):
 )
 def test_what_a_pair_refuses_is_named_before_training(pair, data, message):
     """On rows that no first batch of two holds."""
-    steps = []
     with pytest.raises(ValueError, match=message):
-        pv.fit(pair(), data, max_epochs=1, batch_size=2, progress=False, compile=False, callbacks=[steps.append])
+        pv.fit(pair(), data, max_epochs=1, batch_size=2, progress=False, compile=False)
