@@ -42,6 +42,11 @@ def main() -> None:
         settings[run["epochs"], run["batch_size"]].append(run["nll"])
     for (epochs, batch_size), values in settings.items():
         print(f"MNIST, test NLL, {epochs} epochs, batches of {batch_size}:", spread(values))
+    inpainting = [run["nll_per_hidden_pixel"] for run in seeds("inpainting")]
+    for name in inpainting[0]:
+        values = [run[name] for run in inpainting]
+        deviation = f"± {statistics.stdev(values):.3f} nats, {len(values)} seeds"
+        print(f"digits, a hidden pixel, {name}: {statistics.mean(values):.3f} {deviation}")
     capacity = json.loads((RESULTS / "capacity.json").read_text())
     for split in ("train", "test"):
         values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]

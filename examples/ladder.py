@@ -37,7 +37,6 @@ def fitted(name: str, data: pv.data.Data, options: argparse.Namespace, seed: int
         lr=1e-3,
         schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / options.epochs)),
         seed=seed,
-        compile=True,
         progress=False,
     )
     return pair, run

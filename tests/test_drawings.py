@@ -42,7 +42,9 @@ def drawn(pair, data, folder, monkeypatch, *watched):
     seen = {}
     for name in watched:
 
-        def watch(*values, name=name, draw=getattr(plots, name), **options):
+        original = getattr(plots, name)
+
+        def watch(*values, name=name, draw=original, **options):
             seen.setdefault(name, []).append(values)
             return draw(*values, **options)
 

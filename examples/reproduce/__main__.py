@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from examples.reproduce import iwae
+from examples.reproduce import iwae, posteriors, priors
 from examples.reproduce.runner import reproduce, table
 
-NAMES = {"iwae": iwae.RESULT}
+NAMES = {"iwae": iwae.RESULT, "priors": priors.RESULT, "posteriors": posteriors.RESULT}
 
 
 def main() -> None:

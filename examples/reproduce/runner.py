@@ -55,14 +55,14 @@ class Cell:
 
     Attributes:
         pair: what is trained, made for the data.
-        objective: called for the data.
+        objective: called with the data and the schedule.
         paper: the paper's figure.
         options: further arguments of `pyrovae.fit`.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
     """
 
     pair: Callable[[Data], Any]
-    objective: Callable[[Data], pyro.infer.ELBO] = lambda data: pv.ELBO()
+    objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
     paper: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
@@ -135,7 +135,7 @@ def run_cell(
         pair,
         data,
         **{
-            "objective": cell.objective(data),
+            "objective": cell.objective(data, schedule),
             "validation": False,
             "max_epochs": schedule.epochs,
             "batch_size": schedule.batch_size,
