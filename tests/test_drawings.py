@@ -41,7 +41,6 @@ def drawn(pair, data, folder, monkeypatch, *watched):
     """The pictures' names, and what the watched plots were called with."""
     seen = {}
     for name in watched:
-
         original = getattr(plots, name)
 
         def watch(*values, name=name, draw=original, **options):

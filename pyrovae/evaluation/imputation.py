@@ -86,8 +86,8 @@ def impute(
         the `Imputation`.
 
     Raises:
-        ValueError: for a pair that takes no mask, data without one or with rows that have nothing observed, and
-            likelihoods that are no product over the elements of x.
+        ValueError: for a pair that takes no mask, or whose guide reads what is missing; for data without a mask or with
+            rows that have nothing observed; and for likelihoods that are no product over the elements of x.
 
     Source: Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, section 4: eqs. 12 and 13 for the mean, sampling
     importance resampling for multiple imputations; Rubin 1987.
@@ -279,12 +279,12 @@ def _with_masks(
 def _check_reads_observed(on: Evaluation) -> None:
     """Refuse a guide that is another one where x holds another value in the place of what is missing."""
     batch = on.batch()
-    at = on.rows.names.index("x")
-    x, mask = batch[at], batch[on.rows.names.index("mask")]
+    x, mask = (batch[on.rows.names.index(name)] for name in ("x", "mask"))
     traces = []
-    for other in (x, torch.where(mask.bool(), x, x.flip(0) / 2 + 0.25)):
+    for _ in range(2):
+        filled = _hidden(on.pair, batch, x, mask.bool(), on)
         with isolated_random_state(0):
-            traces.append(poutine.trace(on.pair.guide).get_trace(*batch[:at], other, *batch[at + 1 :]))
+            traces.append(poutine.trace(on.pair.guide).get_trace(*filled))
     if any(not torch.equal(site["value"], traces[1].nodes[site["name"]]["value"]) for site in random_sites(traces[0])):
         raise ValueError(
             "the guide reads x where the mask says that it is missing, so that it knows what is to be imputed; pass a "
