@@ -69,8 +69,8 @@ def picture(pair: pv.Pair, baseline: pv.Pair, task: pv.data.Data, image_shape: t
     x, y = (task.test[name][:columns] for name in ("x", "y"))
     rows = [torch.full_like(x, 0.5), *(generate(pair, len(x), like=(x, y), seed=seed) for seed in range(3))]
     rows += [generate(baseline, len(x), like=(x, y)), x]
-    images = torch.cat([pv.data.join_quadrants(y, row, image_shape) for row in rows])
-    return pv.plots.image_grid(images, columns=len(x))
+    images = torch.stack([pv.data.join_quadrants(y, row, image_shape) for row in rows])
+    return pv.plots.rows(images, ["seen", "CVAE", "CVAE", "CVAE", "network", "image"])
 
 
 def main() -> None:
