@@ -51,7 +51,7 @@ def main() -> None:
         each = ", ".join(f"{name} {run[name]['nats_of_hidden_pixels']:.1f}" for name in ("feed_forward", "cvae"))
         print(f"{run['data']}, {run['hidden']} hidden quadrants, nats of the hidden pixels: {each}")
     for run in seeds("ladder"):
-        for name in ("hierarchical VAE", "ladder VAE"):
+        for name in [key for key in run if key.endswith("VAE") or "warm-up" in key]:
             units = ", ".join(run[name]["units_above_0.01_nats"].values())
             print(
                 f"{run['data']}, {name} {run['latent_dims']}, NLL {run[name]['nll']:.2f}, units above 0.01 nats {units}"
