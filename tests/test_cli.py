@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 import yaml
 
@@ -92,6 +93,29 @@ def test_check_sample_and_plot(run_folder, capsys):
     (run_folder / "pictures" / "reconstructions.png").unlink()
     main(["plot", str(run_folder)])
     assert (run_folder / "pictures" / "reconstructions.png").exists()
+
+
+def test_a_pair_that_takes_a_mask_is_given_one(tmp_path, capsys):
+    out = tmp_path / "partial"
+    main(["fit", "partialvae", "--data", "digits", "--mask", "half", "--out", str(out), "--latent_dim", "2", *QUICK])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert (out / "pictures" / "completions.png").exists()
+    main(["evaluate", str(out), "--num_samples", "20", "--num_replicates", "20"])  # the same masks again
+    assert json.loads((out / "metrics.json").read_text())["log_likelihood"] == figures["log_likelihood"]
+    assert figures["log_likelihood"] > -30  # of half of the 64 pixels: 64 log 2 is 44
+
+
+def test_a_corpus_has_its_words_on_the_command_line(tmp_path):
+    counts = np.random.default_rng(0).poisson(1.0, (60, 12)) + 1
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    scipy.sparse.save_npz(folder / "train.npz", scipy.sparse.csr_matrix(counts))
+    (folder / "vocab.txt").write_text("\n".join(f"word{k}" for k in range(12)) + "\n")
+    out = tmp_path / "run"
+    main(["fit", "nvdm", "--data", str(folder), "--out", str(out), "--latent_dim", "2", *QUICK])
+    assert (out / "pictures" / "topics.png").exists()
+    assert 8 < json.loads((out / "metrics.json").read_text())["topics"]["perplexity"] < 16
+    main(["plot", str(out)])
 
 
 def test_resume_and_config_give_the_same_run(run_folder, tmp_path):
@@ -448,6 +472,10 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
         (["fit", "vae", "--objective.beta", "{name: Linear, start: 0, end: 1}"], "schedule Linear has no epochs; pass"),
         (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
+        (["fit", "posteriormatching"], "PosteriorMatching takes fitted, which no flag can give; make the pair in"),
+        (["fit", "partialvae", "--mask", "half,pixls"], "there is no mask called 'pixls'; did you mean pixels?"),
+        (["fit", "vae", "--mask", "half"], "--mask is 'half', but VAE takes no mask; leave it out"),
+        (["fit", "cvae", "--num_classes", "7"], "labels that are none of 0, ..., 6, the first in row"),
         (["fit", "nothing.py:Pair"], "there is no file 'nothing.py'"),
         (["evaluate", "nowhere"], "'nowhere' has no complete checkpoint"),
         (["fit", "vae", "--binarize", "null"], "has values that site 'x' cannot give: row 0 lies in [0, 1]"),

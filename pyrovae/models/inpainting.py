@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import DiagonalNormal
+from pyrovae.data.masks import check_mask
 from pyrovae.distributions import masked
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import VAE, feature_shape, filled
@@ -50,6 +51,10 @@ class InpaintingVAE(VAE):
     """
 
     default_encoder: ClassVar[type[MaskedMLP]] = MaskedMLP
+
+    def check_batch(self, x: Tensor, mask: Tensor) -> None:
+        """Refuse rows with nothing observed, before `fit` starts."""
+        check_mask(x, mask.bool())
 
     def model(self, x: Tensor, mask: Tensor) -> None:  # type: ignore[override]  # a batch has a mask too
         """z ~ p(z), x | z ~ p(x | z), for each row of x, all of it observed."""
