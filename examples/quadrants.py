@@ -69,8 +69,8 @@ def picture(pair: pv.Pair, baseline: pv.Pair, task: pv.data.Data, image_shape: t
     x, y = (task.test[name][:columns] for name in ("x", "y"))
     rows = [torch.full_like(x, 0.5), *(generate(pair, len(x), like=(x, y), seed=seed) for seed in range(3))]
     rows += [generate(baseline, len(x), like=(x, y)), x]
-    images = torch.cat([pv.data.join_quadrants(y, row, image_shape) for row in rows])
-    return pv.plots.image_grid(images, columns=len(x))
+    images = torch.stack([pv.data.join_quadrants(y, row, image_shape) for row in rows])
+    return pv.plots.rows(images, ["seen", "CVAE", "CVAE", "CVAE", "network", "image"])
 
 
 def main() -> None:
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--binarize", default=None)
     parser.add_argument("--latent_dim", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=10_000, help="test images at most")
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("examples/results/quadrants"))
@@ -106,13 +107,22 @@ def main() -> None:
         record = {}
         for name, each in (("feed_forward", baseline), ("cvae", pair)):
             run = pv.fit(
-                each, task, max_epochs=options.epochs, batch_size=128, patience=3, seed=options.seed, progress=False
+                each,
+                task,
+                max_epochs=options.epochs,
+                batch_size=128,
+                patience=3,
+                seed=options.seed,
+                compile=True,
+                progress=False,
             )
             samples = options.num_samples if each is pair else 1
-            estimate = pv.log_likelihood(each, task.test, num_samples=samples)
+            estimate = pv.log_likelihood(each, task.test.subset(slice(options.rows)), num_samples=samples)
             record[name] = {
                 "nats_of_hidden_pixels": -estimate.value,
                 "standard_error": estimate.standard_error,
+                "data_standard_error": estimate.data_standard_error,
+                "test_rows": len(estimate.per_datum),
                 "is_density": estimate.is_density,
                 "num_samples": samples,
                 "epochs": run.epoch,

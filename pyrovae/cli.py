@@ -21,12 +21,23 @@ import yaml
 
 from pyrovae import conditionals, models, nets, objectives, plots, priors, reports
 from pyrovae.checks import check
+from pyrovae.data import half, masked, match, one_of, pixels, rectangle
 from pyrovae.data import load as load_data
-from pyrovae.data import match
+from pyrovae.data.masks import Mask
 from pyrovae.evaluation import generate
-from pyrovae.flags import Parser, add_objective_arguments, add_pair_arguments, first_line, objective, objective_names
+from pyrovae.flags import (
+    SLOTS,
+    Parser,
+    add_objective_arguments,
+    add_pair_arguments,
+    first_line,
+    objective,
+    objective_names,
+    slot,
+    written_out,
+)
 from pyrovae.models.base import as_pair, isolated_random_state
-from pyrovae.models.rebuild import build, family, named
+from pyrovae.models.rebuild import build, family, named, part
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback
 from pyrovae.training.runs import load as load_run
@@ -34,6 +45,8 @@ from pyrovae.training.runs import load as load_run
 __all__ = ["main"]
 
 BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+MASKS: dict[str, Callable[[], Mask]] = {"pixels": pixels, "rectangle": rectangle, "half": half}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,25 +94,31 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--root", type=str | None, default=None, help="folder of torchvision's data sets.")
     parser.add_argument("--download", type=bool, default=False, help="let torchvision fetch what is missing.")
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
-    flags = add_objective_arguments(parser, flags)
+    about = f"what hides values from a pair that takes a mask: {', '.join(MASKS)}, or several with commas between."
+    parser.add_argument("--mask", type=str | None, default=None, help=about)
+    flags = add_objective_arguments(parser, written_out(flags))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
     add_pair_arguments(parser, source)
     config = parser.parse_args(flags)
     options = config.clone().as_dict()
     options.pop("config", None)
+    if isinstance(source, type):
+        options |= {name: slot(name, options[name]) for name in SLOTS if name in options}
 
     data = load_data(options["data"], root=options["root"], download=options["download"], binarize=options["binarize"])
     if options["seed"] is None:
         options["seed"] = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(time.time_ns())))
     with isolated_random_state(options["seed"]):
         pair = _construct(source, options, data)
+        chosen = objective(options["objective"], pair=pair, data_size=len(data.train))
+    data = _hiding(data, pair, options["mask"])
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
     callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
     run = fit(
         pair,
         data,
-        objective=objective(options["objective"], data_size=len(data.train)),
+        objective=chosen,
         callbacks=callbacks,
         **{
             key: options[key]
@@ -138,9 +157,16 @@ def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
     arguments = {name: options[name] for name in wanted if name in options}
     if "event_shape" in wanted:
         arguments["event_shape"] = data.event_shape
+    lacking = [n for n, p in wanted.items() if p.default is p.empty and p.kind not in VARIADIC and n not in arguments]
+    if lacking:
+        raise ValueError(
+            f"{source.__name__} takes {lacking[0]}, which no flag can give; make the pair in a Python file of your own "
+            "and pass my_file.py:pair"
+        )
     if source.__name__ in models.__all__ and source is getattr(models, source.__name__):
         return build({"name": source.__name__, "arguments": {k: v for k, v in arguments.items() if v is not None}})
-    return as_pair(source(**arguments))
+    filled = {k: v if k not in SLOTS else part(k, v) for k, v in arguments.items() if k not in SLOTS or v is not None}
+    return as_pair(source(**filled))
 
 
 def _own(spelled: str) -> Any:
@@ -184,7 +210,24 @@ def _opened(options: Any) -> tuple[Any, Any, Path]:
     keys = ("root", "download", "binarize") if options.data is None else ()
     data = load_data(options.data or config.get("data", "digits"), **{k: config[k] for k in keys if k in config})
     pair = None if options.pair is None else _construct(_own(options.pair), config, data)
-    return load_run(folder, pair), data, folder
+    run = load_run(folder, pair)
+    return run, _hiding(data, run.pair, config.get("mask")), folder
+
+
+def _hiding(data: Any, pair: Any, kinds: str | None) -> Any:
+    """The data with a mask, if the pair takes one and they have none, or one is asked for.
+
+    Raises:
+        ValueError: for an unknown kind of mask, or one that the pair does not take.
+    """
+    takes = "mask" in inspect.signature(pair.model).parameters
+    if kinds is None and (not takes or "mask" in data.train.fields):
+        return data
+    if not takes:
+        raise ValueError(f"--mask is {kinds!r}, but {type(pair).__name__} takes no mask; leave it out")
+    default = ",".join(MASKS) if len(data.event_shape) > 1 else "pixels"
+    chosen = [named(kind.strip(), MASKS, "mask") for kind in (kinds or default).split(",")]
+    return masked(data, one_of(*(MASKS[kind]() for kind in chosen)))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -285,7 +328,8 @@ def _list(arguments: list[str]) -> None:
         for name in names:
             if isinstance(getattr(module, name), type):
                 print(f"  {name:<22}{first_line(getattr(module, name))}")
-    print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, file.npz, file.npy, folder of images")
+    print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, 20newsgroups, file.npz, file.npy,")
+    print("  folder of images or with train.npz and vocab.txt")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

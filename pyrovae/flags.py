@@ -18,17 +18,20 @@ import yaml
 
 from pyrovae import objectives
 from pyrovae.models.rebuild import named, parts
-from pyrovae.objectives import Objective
+from pyrovae.objectives import Objective, RatioObjective
 from pyrovae.training import schedules
 
 __all__ = [
     "LATENT_DIM",
+    "SLOTS",
     "Parser",
     "add_objective_arguments",
     "add_pair_arguments",
     "first_line",
     "objective",
     "objective_names",
+    "slot",
+    "written_out",
 ]
 
 SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling")
@@ -68,7 +71,7 @@ def add_pair_arguments(parser: Parser, source: Any) -> None:
             continue
         if name in SLOTS:
             default = default.__name__ if isinstance(default, type) else None
-            help_ = f"one of {', '.join(parts(name))}; with options: '{{name: ..., ...}}'."
+            help_ = f"one of {', '.join(parts(name))}; options of it: --{name}.OPTION VALUE, or '{{name: ..., ...}}'."
             parser.add_argument(f"--{name}", type=str | dict | None, default=default, help=help_)
         elif (kind := _plain_type(parameter)) is not None:
             if default is parameter.empty and name != "latent_dim":
@@ -77,16 +80,80 @@ def add_pair_arguments(parser: Parser, source: Any) -> None:
                 parser.add_argument(f"--{name}", type=kind, default=LATENT_DIM if name == "latent_dim" else default)
 
 
+def written_out(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which a slot's `--prior NAME` is `--prior.name NAME`, so that options of the part can follow.
+
+    >>> written_out(["--prior", "VampPrior", "--prior.num_components", "50"])
+    ['--prior.name', 'VampPrior', '--prior.num_components', '50']
+    """
+    written = list(arguments)
+    for name in SLOTS:
+        for i, word in enumerate(arguments):
+            flag, equals, value = word.partition("=")
+            if flag == f"--{name}":
+                value = value if equals else "".join(arguments[i + 1 : i + 2])
+                if value not in ("", "null") and not value.startswith("{"):
+                    written[i] = f"{flag}.name{equals}{value if equals else ''}"
+    return written
+
+
+def slot(name: str, value: Any) -> Any:
+    """A part's name, or its name and options, as `build` takes them, of what the flags of a slot hold.
+
+    Args:
+        name: of the slot.
+        value: a part's name, `{"name": ..., options...}`, whose options may be text still, or None.
+
+    Raises:
+        ValueError: for options without a name, an unknown part, or one that lacks an option.
+
+    >>> slot("prior", {"name": "VampPrior", "num_components": "50"})
+    {'name': 'VampPrior', 'num_components': 50}
+    """
+    if value is None:
+        return None
+    options = dict(value) if isinstance(value, dict) else {"name": value}
+    if options.get("name") is None:
+        raise ValueError(
+            f"--{name} has options and no name; pass --{name} NAME beside --{name}.{next(iter(options), '')}"
+        )
+    makers = parts(name)
+    found = named(str(options.pop("name")), makers, name)
+    options = {option: _read(text) for option, text in options.items()}
+    for parameter in inspect.signature(makers[found]).parameters.values():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is not parameter.empty:
+            continue
+        if _plain_type(parameter) is None:
+            raise ValueError(
+                f"{found} needs {parameter.name}, which no text can give; pass "
+                f"{name}=functools.partial({found}, {parameter.name}=...) to the pair in Python"
+            )
+        if parameter.name not in options:
+            raise ValueError(f"{found} has no {parameter.name}; pass --{name}.{parameter.name}")
+    return {"name": found, **options} if options else found
+
+
+def _read(text: Any) -> Any:
+    """The number, list or word that an option's text says."""
+    if not isinstance(text, str):
+        return text
+    value = yaml.safe_load(text)
+    with contextlib.suppress(ValueError):  # 1e-3, a word to YAML
+        value = float(value) if isinstance(value, str) else value
+    return value
+
+
 def _plain_type(parameter: inspect.Parameter) -> Any:
     """The type of a parameter that a flag can hold; None for the rest, among them all classes and modules."""
     plain: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
     plain |= {f"{name} | None": kind | None for name, kind in plain.items()}
     plain |= {"Any": float | dict}  # a weight, which may be a schedule
     plain |= dict.fromkeys(("Sequence[int]", "tuple[int, ...]", "list[int]"), list[int])
+    plain["int | Sequence[int]"] = int | list[int]
     plain["Sequence[int] | Sequence[Sequence[int]]"] = list[int] | list[list[int]]
     annotation = parameter.annotation
     if not isinstance(annotation, str):
-        annotation = inspect.formatannotation(annotation).removeprefix("collections.abc.")
+        annotation = inspect.formatannotation(annotation).replace("collections.abc.", "")
     if annotation in plain:
         return plain[annotation]
     return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
@@ -120,6 +187,12 @@ def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[st
         about = "a number, or one that changes: '{name: Linear, start: 0, end: 1, epochs: 10}'."
         about = about if parameter.annotation == "Any" else f"of {name}."
         parser.add_argument(f"{short}.{parameter.name}", type=kind, help=about, **default)
+    if issubclass(chosen, RatioObjective):
+        for parameter in inspect.signature(chosen.critic_for).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and (kind := _plain_type(parameter)) is not None:
+                about = f"of the critic of {name}."
+                flag = f"{short}.critic.{parameter.name}"
+                parser.add_argument(flag, type=kind, help=about, default=parameter.default)
     return given
 
 
@@ -146,15 +219,18 @@ def _objective_name(arguments: Sequence[str]) -> str:
 def objective_names() -> list[str]:
     """The library's objectives."""
     made = {name: getattr(objectives, name) for name in objectives.__all__}
-    return [n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and o is not Objective]
+    return [
+        n for n, o in made.items() if isinstance(o, type) and issubclass(o, Objective) and not inspect.isabstract(o)
+    ]
 
 
-def objective(options: dict[str, Any], *, data_size: int) -> Objective:
+def objective(options: dict[str, Any], *, pair: Any = None, data_size: int) -> Objective:
     """The objective that `add_objective_arguments`' flags describe.
 
     Args:
         options: name and arguments; a schedule is `{"name": "Linear", "start": 0, ...}`, a weight for each site
-            `{"z1": 0.5, "z2": ...}`.
+            `{"z1": 0.5, "z2": ...}`; `critic` has the options of its critic.
+        pair: for objectives with a critic, which `critic_for` makes.
         data_size: N, for objectives that have to know it.
 
     Raises:
@@ -163,8 +239,10 @@ def objective(options: dict[str, Any], *, data_size: int) -> Objective:
     >>> objective({"name": "Capacity", "gamma": 100.0, "C": {"name": "Constant", "weight": 5}}, data_size=60_000)
     Capacity(gamma=100.0, C=Constant(5.0), num_particles=1, closed_form=True, plate=None)
     """
-    arguments = {name: _scheduled(value) for name, value in options.items() if name != "name"}
+    arguments = {name: _scheduled(value) for name, value in options.items() if name not in ("name", "critic")}
     chosen = getattr(objectives, named(options["name"], objective_names(), "objective"))
+    if issubclass(chosen, RatioObjective):
+        arguments["critic"] = chosen.critic_for(pair, **options.get("critic", {}))
     if "data_size" in inspect.signature(chosen).parameters:
         arguments["data_size"] = data_size
     return chosen(**arguments)

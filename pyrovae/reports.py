@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from pyrovae import plots
 from pyrovae.checks import Check, check
-from pyrovae.data import Data, Split, Stream
+from pyrovae.data import Data, Split
+from pyrovae.drawings import drawings_of, latent_dim
 from pyrovae.evaluation import (
     Surgery,
     active_layers,
@@ -25,16 +25,14 @@ from pyrovae.evaluation import (
     elbo,
     encode,
     gaps,
-    generate,
-    interpolate,
     log_likelihood,
     manifold,
-    reconstruct,
     surgery,
-    traverse,
 )
+from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
-from pyrovae.models.base import as_pair, structure
+from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
+from pyrovae.models.base import as_pair
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
@@ -115,9 +113,25 @@ def evaluate(
         figures |= {"active_units": units.count, "latent_dim": len(units.variance)}
     except ValueError:  # a pair without a vector of continuous latents
         figures |= {"active_units": None, "latent_dim": None}
+    if len(parts.kl) > 1:
+        layers = {} if figures["active_units"] is None else active_layers(pair, rows, plate=plate, seed=seed)
+        figures["active_layers"] = {site: [found.count, len(found.variance)] for site, found in layers.items()}
+    if isinstance(data, Data) and data.vocabulary is not None:
+        figures["topics"] = _topic_figures(pair, rows, parts.elbo)
     figures["checks"] = checked.to_dict()
     figures["versions"] = versions()
     return figures, checked
+
+
+def _topic_figures(pair: Any, rows: Any, bound: Estimate) -> dict[str, Any]:
+    """Perplexity of bags of words, by the bound; coherence and diversity of the topics, if the pair has any."""
+    found = perplexity(bound, rows)
+    figures: dict[str, Any] = {"perplexity": found.per_document, "perplexity_per_corpus": found.per_corpus}
+    if isinstance(weights := getattr(pair, "topics", None), Tensor):
+        words = weights.shape[1]
+        figures |= {"npmi": float(npmi(weights, rows, num_words=min(10, words)).mean())}
+        figures["diversity"] = topic_diversity(weights, num_words=min(25, words))
+    return figures
 
 
 def _surgery_figures(parts: Surgery) -> dict[str, Any]:
@@ -161,7 +175,11 @@ def table(figures: dict[str, Any]) -> str:
     if figures.get("heavy_tails"):
         rows.append(("  Pareto k-hat above 0.7", f"{figures['heavy_tails']} of {figures['rows']}", "too few samples"))
     rows += _further(figures)
-    if figures["active_units"] is not None:
+    layers, topics = figures.get("active_layers"), figures.get("topics", {})
+    rows += [(f"active units {site}", f"{count} of {total}", "") for site, (count, total) in (layers or {}).items()]
+    notes = {"perplexity": "of the bound, per document", "npmi": "in these documents"}
+    rows += [(name.replace("_", " "), f"{value:.3f}", notes.get(name, "")) for name, value in topics.items()]
+    if figures["active_units"] is not None and not layers:
         rows.append(("active units", f"{figures['active_units']} of {figures['latent_dim']}", ""))
     rows += [
         (f"p-value {row['statistic']}", f"{row['p_value']:.3f}", row["label"]) for row in figures["checks"]["rows"]
@@ -233,7 +251,7 @@ def pictures(
     rows, labels = fixed_rows(pair, split, seed, EXAMPLES), _labels(split)
     drawn: list[Path] = []
     skipped: dict[str, str] = {}
-    drawings = [*_drawings(pair, rows, labels, plate, seed)]
+    drawings = [*drawings_of(pair, data, rows, labels, plate=plate, seed=seed)]
     if history is not None:
         drawings.append(("training_curves", history.plot))
     if checked is not None:
@@ -244,23 +262,6 @@ def pictures(
         except (ValueError, TypeError, NotImplementedError) as error:
             skipped[name] = " ".join(str(error).split())
     return drawn, skipped
-
-
-def _drawings(
-    pair: Any, rows: Split | Stream, labels: Tensor | None, plate: str | None, seed: int
-) -> Iterator[tuple[str, Callable[[], Any]]]:
-    on: dict[str, Any] = {"plate": plate, "seed": seed}
-    (x, *_) = batch = next(rows.sequential(10))
-    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, **on))
-    yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, **on), columns=16)
-    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **on))
-    yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
-    yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
-    yield "traversals", lambda: _traversals(pair, rows, batch, **on)
-    if len(structure(pair, *batch, plate=plate).latent) > 1:
-        yield "layers", lambda: _layers(pair, rows, **on)
-    if _latent_dim(pair, batch, plate) == 2:
-        yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
 
 
 def _labels(split: Any) -> Tensor | None:
@@ -288,7 +289,7 @@ class LatentSpace(Callback):
             return
         pair, plate = run.pair, run.known.plate
         batch = first_rows(pair, self.split, run.seed, 2)
-        if _latent_dim(pair, batch, plate) != 2:
+        if latent_dim(pair, batch, plate) != 2:
             return
         z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -298,32 +299,3 @@ class LatentSpace(Callback):
         }
         for name, picture in drawn.items():
             plots.save(picture, self.folder / f"{name}_step_{run.step:04d}.png")
-
-
-def _latent_dim(pair: Any, batch: tuple[Tensor, ...], plate: str | None) -> int | None:
-    try:
-        return encode(pair, batch, plate=plate).size(-1)
-    except ValueError:
-        return None
-
-
-def _kl_per_unit(pair: Any, rows: Split | Stream, **on: Any) -> Tensor:
-    units = active_units(pair, rows, **on)
-    if units.kl is None:
-        raise ValueError("the KL of this pair is not a sum over latent dimensions")
-    return units.kl
-
-
-def _layers(pair: Any, rows: Split | Stream, **on: Any) -> Any:
-    units, kl = active_layers(pair, rows, **on), elbo(pair, rows, **on).kl
-    name = type(pair).__name__
-    counts = {site: f"{found.count} / {len(found.variance)}" for site, found in units.items()}
-    return plots.layers({name: {site: kl[site] for site in units}}, {name: counts})
-
-
-def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
-    kl = _kl_per_unit(pair, rows, **on)
-    dims = kl.argsort(descending=True)[:10].tolist()
-    values = torch.linspace(-3, 3, 9)
-    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, **on)
-    return plots.traversals(images, [f"z[{dim}], {kl[dim]:.2f} nats" for dim in dims], values=values)

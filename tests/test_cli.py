@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 import yaml
 
@@ -18,7 +19,16 @@ import pyrovae as pv
 from pyrovae import reports
 from pyrovae.cli import main
 from pyrovae.evaluation import ais, gaps
-from pyrovae.flags import Parser, add_objective_arguments, objective, objective_names
+from pyrovae.flags import (
+    Parser,
+    add_objective_arguments,
+    add_pair_arguments,
+    objective,
+    objective_names,
+    slot,
+    written_out,
+)
+from pyrovae.models.rebuild import build, describe, parts
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
@@ -83,6 +93,29 @@ def test_check_sample_and_plot(run_folder, capsys):
     (run_folder / "pictures" / "reconstructions.png").unlink()
     main(["plot", str(run_folder)])
     assert (run_folder / "pictures" / "reconstructions.png").exists()
+
+
+def test_a_pair_that_takes_a_mask_is_given_one(tmp_path, capsys):
+    out = tmp_path / "partial"
+    main(["fit", "partialvae", "--data", "digits", "--mask", "half", "--out", str(out), "--latent_dim", "2", *QUICK])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert (out / "pictures" / "completions.png").exists()
+    main(["evaluate", str(out), "--num_samples", "20", "--num_replicates", "20"])  # the same masks again
+    assert json.loads((out / "metrics.json").read_text())["log_likelihood"] == figures["log_likelihood"]
+    assert figures["log_likelihood"] > -30  # of half of the 64 pixels: 64 log 2 is 44
+
+
+def test_a_corpus_has_its_words_on_the_command_line(tmp_path):
+    counts = np.random.default_rng(0).poisson(1.0, (60, 12)) + 1
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    scipy.sparse.save_npz(folder / "train.npz", scipy.sparse.csr_matrix(counts))
+    (folder / "vocab.txt").write_text("\n".join(f"word{k}" for k in range(12)) + "\n")
+    out = tmp_path / "run"
+    main(["fit", "nvdm", "--data", str(folder), "--out", str(out), "--latent_dim", "2", *QUICK])
+    assert (out / "pictures" / "topics.png").exists()
+    assert 8 < json.loads((out / "metrics.json").read_text())["topics"]["perplexity"] < 16
+    main(["plot", str(out)])
 
 
 def test_resume_and_config_give_the_same_run(run_folder, tmp_path):
@@ -153,7 +186,7 @@ def test_every_objective_has_flags_for_what_it_needs():
         add_objective_arguments(parser, ["--objective", name])
         flags = {flag for action in parser._actions for flag in action.option_strings}
         signature = inspect.signature(getattr(pv.objectives, name)).parameters
-        required = {f"--objective.{n}" for n, p in signature.items() if p.default is p.empty}
+        required = {f"--objective.{n}" for n, p in signature.items() if p.default is p.empty and n != "critic"}
         assert required <= flags, name
 
 
@@ -195,6 +228,113 @@ def test_help_lists_the_arguments_of_the_objective(capsys):
     assert "--objective.beta" not in text
 
 
+SLOT_FLAGS = {  # options of a part, as words of a shell, and what the part is then
+    "prior": {
+        "StandardNormal": ([], {}),
+        "GaussianMixture": (["num_components", "3", "spread", "0.9"], {"num_components": 3}),
+        "VampPrior": (["num_components", "50", "bounds", "null"], {"num_components": 50, "bounds": None}),
+        "RealNVP": (["num_layers", "2", "hidden", "[8]"], {}),
+        "SplineFlow": (["num_layers", "2", "num_bins", "4", "bound", "4"], {}),
+        "LaplaceDirichlet": (["concentration", "0.5"], {}),
+    },
+    "posterior": {
+        "DiagonalNormal": (["min_scale", "1e-3"], {"min_scale": 0.001}),
+        "SoftplusNormal": ([], {}),
+        "NormalisedNormal": ([], {}),
+        "LowRankNormal": (["rank", "2"], {"rank": 2}),
+        "FullNormal": ([], {}),
+        "NormalMixture": (["num_components", "3"], {"num_components": 3}),
+        "PlanarFlow": (["num_steps", "3"], {"num_steps": 3}),
+        "RadialFlow": (["num_steps", "3"], {"num_steps": 3}),
+        "IAF": (["num_steps", "3", "hidden", "[9, 8]"], {"num_steps": 3}),
+        "SplineFlow": (["num_bins", "4"], {}),
+    },
+}
+
+
+@pytest.mark.parametrize(("where", "name"), [(where, name) for where, names in SLOT_FLAGS.items() for name in names])
+def test_parts_take_their_options(where, name):
+    words, attributes = SLOT_FLAGS[where][name]
+    flags = [f"--{where}.{word}" if i % 2 == 0 else word for i, word in enumerate(words)]
+    parser = Parser()
+    add_pair_arguments(parser, pv.VAE)
+    given = parser.parse_args(written_out([f"--{where}", name, *flags])).as_dict()
+    pair = build({"name": "VAE", "arguments": {"event_shape": 4, "latent_dim": 2, where: slot(where, given[where])}})
+    made = getattr(pair, where)
+    assert type(made).__name__ == name
+    assert {attribute: getattr(made, attribute) for attribute in attributes} == attributes
+    again = build(json.loads(json.dumps(describe(pair))))
+    assert describe(again) == describe(pair)
+    assert {n: v.shape for n, v in again.state_dict().items()} == {n: v.shape for n, v in pair.state_dict().items()}
+    options = describe(pair)["arguments"][where]
+    assert words[::2] == ([] if isinstance(options, str) else [option for option in options if option != "name"])
+
+
+def test_the_table_of_flags_holds_every_part_that_flags_can_make():
+    needs_more = {
+        "AggregatedPosterior",
+        "ClassConditional",
+        "ConditionalNormal",
+        "Flow",
+    }  # points, a class, y, a function
+    assert set(SLOT_FLAGS["prior"]) == set(parts("prior")) - needs_more
+    assert set(SLOT_FLAGS["posterior"]) <= set(parts("posterior"))
+
+
+def test_a_vamp_prior_and_an_iaf_are_fitted_loaded_and_evaluated(tmp_path, capsys):
+    out, again = tmp_path / "run", tmp_path / "again"
+    flags = [
+        "--prior.name",
+        "VampPrior",
+        "--prior.num_components",
+        "7",
+        "--posterior",
+        "IAF",
+        "--posterior.num_steps=2",
+    ]
+    main(["fit", "vae", "--out", str(out), "--latent_dim", "2", *flags, *QUICK])
+    run = load(out)
+    assert run.pair.prior.inputs().shape == (7, 1, 8, 8)
+    assert len(run.pair.posterior.networks) == 2
+    figures = json.loads((out / "metrics.json").read_text())
+    main(["evaluate", str(out), "--num_samples", "20", "--num_replicates", "5"])
+    assert json.loads((out / "metrics.json").read_text())["log_likelihood"] == figures["log_likelihood"]
+    main(["fit", "vae", "--config", str(out / "config.yaml"), "--out", str(again)])
+    for name, value in run.pair.state_dict().items():
+        assert torch.equal(value, load(again).pair.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in objective_names() if issubclass(getattr(pv.objectives, n), pv.RatioObjective)]
+)
+def test_a_critic_that_is_made_for_a_pair_is_what_the_objective_calls(name):
+    vae, x = pv.VAE((2, 3), 2, hidden=(8,)), torch.rand(5, 2, 3).round()
+    chosen = objective({"name": name, "critic": {"hidden": [4]}}, pair=vae, data_size=5)
+    assert chosen.critic.network.feature_shape == (4,)
+    assert np.isfinite(chosen.critic_loss(vae, x).item())
+    assert np.isfinite(chosen.loss(vae.model, vae.guide, x))
+
+
+@pytest.mark.parametrize("name", ["FactorVAE", "ImplicitPrior"])
+def test_an_objective_has_its_critic_made(name, tmp_path):
+    out, again = tmp_path / "run", tmp_path / "again"
+    flags = ["--objective", name, "--objective.critic.hidden", "[6, 5]", "--objective.critic_steps", "2"]
+    main(["fit", "vae", "--out", str(out), "--latent_dim", "3", *flags, *QUICK])
+    critic = pv.DensityRatio(3, hidden=(6, 5))
+    start = {n: value.clone() for n, value in critic.state_dict().items()}
+    run = load(out, critic=critic)
+    assert run.config["objective"].startswith(f"{name}(critic=DensityRatio(")
+    assert not any(torch.equal(value, start[n]) for n, value in critic.state_dict().items())
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["objective"]["critic"] == {"hidden": [6, 5]}
+    main(["fit", "vae", "--config", str(out / "config.yaml"), "--out", str(again), "--max_epochs", "1"])
+    main(["fit", "vae", "--config", str(out / "config.yaml"), "--out", str(again), "--resume", "true"])
+    other = pv.DensityRatio(3, hidden=(6, 5))
+    resumed = load(again, critic=other)  # the same seed makes the same critic, and it goes on where it was
+    for a, b in ((critic, other), (run.pair, resumed.pair)):
+        assert all(torch.equal(value, b.state_dict()[n]) for n, value in a.state_dict().items())
+
+
 OWN = '''
 import pyro
 import pyro.distributions as dist
@@ -230,6 +370,10 @@ def model(x):
 
 
 functions = (model, lambda x: None)
+
+
+class Slots(pv.VAE):
+    """Somebody's VAE."""
 '''
 
 
@@ -246,6 +390,12 @@ def test_somebodys_own_pair(tmp_path, capsys):
     assert "log-likelihood" in capsys.readouterr().out
     main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *quick])
     assert "no picture of latents" in capsys.readouterr().out
+    out = tmp_path / "slots"
+    main(["fit", f"{source}:Slots", "--prior", "RealNVP", "--prior.num_layers", "2", "--out", str(out), *QUICK])
+    main(["evaluate", str(out), "--pair", f"{source}:Slots", "--num_samples", "10", "--num_replicates", "10"])
+    assert "RealNVP" in str(
+        load(out, pv.VAE((1, 8, 8), 16, hidden=(8,), prior=partial(pv.priors.RealNVP, num_layers=2))).pair
+    )
 
 
 def test_reports_take_a_plate_that_is_not_plain(tmp_path):
@@ -279,6 +429,27 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
             ["fit", "vae", "--likelihood", "Bernouli"],
             "there is no likelihood called 'Bernouli'; did you mean Bernoulli",
         ),
+        (["fit", "vae", "--prior", "AggregatedPosterior"], "AggregatedPosterior needs points, which no text can give"),
+        (["fit", "vae", "--prior", "GaussianMixture"], "GaussianMixture has no num_components; pass --prior.num_compo"),
+        (["fit", "vae", "--prior.num_components", "3"], "--prior has options and no name; pass --prior NAME beside"),
+        (
+            ["fit", "vae", "--prior", "VampPrior", "--prior.components", "3"],
+            "no option of VampPrior called 'components'",
+        ),
+        (
+            ["fit", "vae", "--prior", "VampPrior", "--prior.num_components", "x"],
+            "num_components is 'x', expected an int",
+        ),
+        (["fit", "vae", "--prior", "ConditionalNormal", "--prior.context_shape", "3"], "was called without y"),
+        (
+            ["fit", "cvae", "--prior", "VampPrior", "--num_classes", "10"],
+            "VampPrior is a mixture of posteriors q(z | x)",
+        ),
+        (["fit", "vae", "--objective", "RatioObjective"], "there is no objective called 'RatioObjective'"),
+        (
+            ["fit", "hierarchicalvae", "--latent_dims", "[3, 2]", "--objective", "FactorVAE"],
+            "has no latent_dim to make",
+        ),
         (["fit", "vae", "--objective", "IWEA"], "there is no objective called 'IWEA'; did you mean IWAE or PIWAE?"),
         (["fit", "vae", "--beta", "2"], "there is no flag --beta; did you mean --objective.beta? see --help"),
         (
@@ -301,6 +472,10 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
         (["fit", "vae", "--objective.beta", "{name: Linear, start: 0, end: 1}"], "schedule Linear has no epochs; pass"),
         (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
+        (["fit", "posteriormatching"], "PosteriorMatching takes fitted, which no flag can give; make the pair in"),
+        (["fit", "partialvae", "--mask", "half,pixls"], "there is no mask called 'pixls'; did you mean pixels?"),
+        (["fit", "vae", "--mask", "half"], "--mask is 'half', but VAE takes no mask; leave it out"),
+        (["fit", "cvae", "--num_classes", "7"], "labels that are none of 0, ..., 6, the first in row"),
         (["fit", "nothing.py:Pair"], "there is no file 'nothing.py'"),
         (["evaluate", "nowhere"], "'nowhere' has no complete checkpoint"),
         (["fit", "vae", "--binarize", "null"], "has values that site 'x' cannot give: row 0 lies in [0, 1]"),
@@ -323,7 +498,7 @@ def test_flags_take_no_class_path(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["fit", "vae", flag, "{class_path: os.system, init_args: {command: 'touch hacked'}}"])
         assert not (tmp_path / "hacked").exists()
-        assert re.search("there is no|a number of at least 0", capsys.readouterr().err)
+        assert re.search("there is no|has options and no name|a number of at least 0", capsys.readouterr().err)
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):

@@ -11,10 +11,21 @@ import torch
 from exact import LinearGaussian
 from torch import nn
 
-from pyrovae import conditionals
+from pyrovae import conditionals, nets
+from pyrovae.evaluation.predictive import reconstruct
 from pyrovae.models import VAE
 from pyrovae.models.base import structure
-from pyrovae.objectives import ELBO, DensityRatio, FactorVAE, ImplicitPrior, log_weights
+from pyrovae.objectives import (
+    ELBO,
+    AdaptiveContrast,
+    AdversarialAutoencoder,
+    AdversarialVB,
+    DensityRatio,
+    FactorVAE,
+    ImplicitPrior,
+    JointRatio,
+    log_weights,
+)
 from pyrovae.objectives.density_ratio import logistic_loss, shuffled
 from pyrovae.training import checkpoint
 from pyrovae.training import critics as critics_module
@@ -102,6 +113,7 @@ class Noisy(nn.Module):
 
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Dropout(0.5))
 
     def forward(self, z):
@@ -129,9 +141,33 @@ def ratio(seed=0, **options):
     return DensityRatio(2, **{"hidden": (8,), **options})
 
 
+def of_both():
+    torch.manual_seed(0)
+    return DensityRatio(4, 2, hidden=(8,))
+
+
+IMPLICIT = partial(conditionals.Implicit, hidden=(5,))
+PARTS = {  # of the pair that an objective gets, beside the default ones
+    "adversarial VB": {"posterior": IMPLICIT},
+    "adaptive contrast": {"posterior": IMPLICIT},
+    "joint ratio": {"posterior": IMPLICIT, "likelihood": IMPLICIT},
+    "adversarial autoencoder": {"posterior": partial(IMPLICIT, noise_dim=0)},
+}
+
+
+def pair_for(name, **options):
+    return vae(**PARTS.get(name, {}), **options)
+
+
 OWNERS = {
     "FactorVAE": lambda: FactorVAE(ratio(), gamma=3.0, critic_steps=2),
     "ImplicitPrior": lambda: ImplicitPrior(ratio(), critic_steps=3),
+    "adversarial VB": lambda: AdversarialVB(of_both(), critic_steps=2),
+    "adaptive contrast": lambda: AdversarialVB(
+        AdaptiveContrast(of_both(), nn.Sequential(nets.MLP(4, (6,)), conditionals.DiagonalNormal(6, 2))), critic_steps=2
+    ),
+    "joint ratio": lambda: JointRatio(of_both(), critic_steps=2),
+    "adversarial autoencoder": lambda: AdversarialAutoencoder(ratio(), weight=3.0, critic_steps=2),
     "with dropout": lambda: FactorVAE(ratio(network=Noisy()), gamma=3.0, critic_steps=2),
 }
 owners = pytest.mark.parametrize("name", OWNERS)
@@ -147,7 +183,7 @@ def same(a, b):
 
 @owners
 def test_the_pairs_gradient_does_not_reach_the_critic(name):
-    objective, pair = OWNERS[name](), vae()
+    objective, pair = OWNERS[name](), pair_for(name)
     Step(pair, objective, structure(pair, BITS)).backward(BITS)
     assert all(parameter.grad is None for parameter in objective.critic.parameters())
     assert all(parameter.grad is not None for parameter in pair.parameters())
@@ -156,7 +192,7 @@ def test_the_pairs_gradient_does_not_reach_the_critic(name):
 
 @owners
 def test_the_critics_gradient_does_not_reach_the_pair(name):
-    objective, pair = OWNERS[name](), vae(encoder=Normalised)
+    objective, pair = OWNERS[name](), pair_for(name, encoder=Normalised)
     before = state(pair)
     objective.critic_loss(pair, BITS).backward()
     assert all(parameter.grad is None for parameter in pair.parameters())
@@ -168,22 +204,22 @@ def test_the_critics_gradient_does_not_reach_the_pair(name):
 @owners
 def test_the_pair_depends_on_the_critic_and_its_evaluation_does_not(name):
     """The logit is in the loss, not in the pair."""
-    objective, pair, values, weights = OWNERS[name](), vae(), [], []
+    objective, pair, values, weights = OWNERS[name](), pair_for(name), [], []
     for shift in (0.0, 1.5):
         with torch.no_grad():
-            objective.critic.head.layer.bias.add_(shift)
+            getattr(objective.critic, "ratio", objective.critic).head.layer.bias.add_(shift)
         pyro.set_rng_seed(1)
         values.append(Step(pair, objective, structure(pair, BITS))(BITS).item())
         pyro.set_rng_seed(1)
-        weights.append(log_weights(pair, BITS, num_particles=3))
-    weight = getattr(objective, "gamma", -1.0)  # a loss: FactorVAE pays for T, ImplicitPrior earns it
+        weights.append(reconstruct(pair, BITS) if name in PARTS else log_weights(pair, BITS, num_particles=3))
+    weight = {"ImplicitPrior": -1.0, "adversarial VB": 1.0, "adaptive contrast": 1.0, "joint ratio": 1.0}.get(name, 3.0)
     assert values[1] - values[0] == pytest.approx(1.5 * weight, abs=1e-5)
     assert torch.equal(*weights)
 
 
 @owners
 def test_fit_trains_both_in_place_and_returns_the_pair_bare(name):
-    objective, pair = OWNERS[name](), vae()
+    objective, pair = OWNERS[name](), pair_for(name)
     before, critic = (state(pair), state(objective.critic)), objective.critic
     run = quietly(pair, BITS, objective=objective, batch_size=16, max_epochs=2, validation=0.25)
     assert run.pair is pair
@@ -192,7 +228,7 @@ def test_fit_trains_both_in_place_and_returns_the_pair_bare(name):
     assert not any(torch.equal(value, before[0][n]) for n, value in state(pair).items())
     assert not any(torch.equal(value, before[1][n]) for n, value in state(critic).items())
     assert len(run.history["critic_loss"]) == 2
-    assert 0.3 < run.history["critic_loss"][-1] < 1.5
+    assert 0.3 < run.history["critic_loss"][-1] < (8.0 if name == "adaptive contrast" else 1.5)  # -log r is added
     assert all(name.startswith("objective/critic.") or name in dict(pair.named_buffers()) for name in run.known.buffers)
     again = quietly(pair, BITS, objective=objective, batch_size=16, max_epochs=1)
     assert again.objective.critic is critic
@@ -201,7 +237,7 @@ def test_fit_trains_both_in_place_and_returns_the_pair_bare(name):
 @owners
 def test_an_update_of_one_leaves_the_other_bit_for_bit(name, monkeypatch):
     """What is seen between the updates of a run."""
-    objective, pair, seen = OWNERS[name](), vae(encoder=Normalised), []
+    objective, pair, seen = OWNERS[name](), pair_for(name, encoder=Normalised), []
     learn = critics_module.CriticTraining.learn
 
     def watched(self, step):
@@ -249,7 +285,7 @@ def test_captured_updates_are_the_eager_ones(name, precision, monkeypatch, recwa
     monkeypatch.setattr(loop_module, "CompiledUpdate", Interpreted)
     ends = []
     for compiled in (False, True):
-        objective, pair = OWNERS[name](), vae()
+        objective, pair = OWNERS[name](), pair_for(name)
         options = {"precision": precision, "batch_size": 16, "max_epochs": 3, "clip_norm": 1.0, "validation": 0.25}
         run = quietly(pair, BITS, objective=objective, compile=compiled, **options)
         assert next(objective.critic.parameters()).dtype == getattr(torch, precision)
@@ -278,10 +314,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(name, stop, tmp_path):
     ends = []
     for out in ("straight", "parted"):
         options = {"batch_size": 10, "max_epochs": 4, "validation": 0.25, "out": tmp_path / out, "patience": 4}
-        objective, pair = OWNERS[name](), vae()
+        objective, pair = OWNERS[name](), pair_for(name)
         if out == "parted":
             quietly(pair, BITS, objective=objective, callbacks=[At(stop)], **options)
-            objective, pair = OWNERS[name](), vae()
+            objective, pair = OWNERS[name](), pair_for(name)
             with torch.no_grad():
                 for parameter in (*pair.parameters(), *objective.critic.parameters()):
                     parameter.fill_(7.0)  # everything has to come from the checkpoint
@@ -328,7 +364,7 @@ def test_the_best_epoch_has_its_own_critic(tmp_path):
 
 @owners
 def test_validation_has_the_critic_in_evaluation_mode(name):
-    objective, pair, seen = OWNERS[name](), vae(), []
+    objective, pair, seen = OWNERS[name](), pair_for(name), []
     objective.critic.register_forward_pre_hook(
         lambda module, _: seen.append((module.training, torch.is_grad_enabled()))
     )
@@ -340,7 +376,7 @@ def test_validation_has_the_critic_in_evaluation_mode(name):
 
 @owners
 def test_the_critic_is_trained_by_hand_beside_stock_svi(name):
-    objective, pair = OWNERS[name](), vae()
+    objective, pair = OWNERS[name](), pair_for(name)
     before = state(pair), state(objective.critic)
     svi = pyro.infer.SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), objective)
     optimizer = objective.critic_optimizer(objective.critic.parameters())

@@ -186,6 +186,10 @@ def bad():
     return {
         "no mask in the data": (lambda: impute(plain, {"x": x}), "data hold x and the model takes x; both need x"),
         "no mask in the pair": (lambda: impute(plain, {"x": x, "mask": MASK}), "the model takes no mask.*by_gibbs"),
+        "a guide that knows": (
+            lambda: impute(pv.PosteriorMatching(pv.VAE(5, 2)), {"x": x.float().sigmoid().round(), "mask": MASK}),
+            r"the guide reads x where the mask says that it is missing.*partial_vae\(\)",
+        ),
         "nothing observed": (
             lambda: impute(pair, {"x": x, "mask": nothing}),
             r"rows 0, 2 \(2 in all\) of x have no observed value",

@@ -17,7 +17,9 @@ from pyrovae import nets
 from pyrovae.data import Data, Split, masked, one_of, pixels
 from pyrovae.distributions import by_element
 from pyrovae.distributions import masked as observed_part
+from pyrovae.models.base import structure
 from pyrovae.objectives import ledger
+from pyrovae.training.step import Step
 
 
 @pytest.fixture(autouse=True)
@@ -265,3 +267,15 @@ def test_refused():
         pv.fit(pv.PartialVAE(6, 2, likelihood=multinomial), {"x": x, "mask": x > 0}, max_epochs=1)
     with pytest.raises(TypeError, match="fitted is a InpaintingVAE, a VAE of complete data is wanted"):
         pv.PosteriorMatching(pair)
+
+
+@pytest.mark.parametrize("cls", [pv.InpaintingVAE, pv.PartialVAE])
+def test_a_vamp_prior_has_pseudo_inputs_that_are_observed_in_full(cls):
+    pyro.set_rng_seed(0)
+    pair = cls(4, 2, hidden=(5,), prior=partial(pv.priors.VampPrior, num_components=3, std=0.3))
+    u, z = pair.prior.inputs(), torch.randn(6, 2)
+    of_each = pair.posterior(pair.encoder(u, torch.ones(3, 4, dtype=torch.bool))).log_prob(z[:, None])  # (6, 3)
+    torch.testing.assert_close(pair.prior().log_prob(z), of_each.logsumexp(1) - math.log(3))
+    x, mask = torch.ones(5, 4), torch.rand(5, 4) > 0.5
+    Step(pair, pv.IWAE(2), structure(pair, x, mask)).backward(x, mask)
+    assert pair.prior.pseudo_inputs.grad.any()

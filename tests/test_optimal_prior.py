@@ -1,6 +1,7 @@
 """The aggregated posterior is the best prior: by brute force, by closed form and by quadrature."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -216,3 +217,32 @@ def test_what_can_not_be_compared_is_told():
     for of in (pv.compare_priors, pv.surgery):
         with pytest.raises(ValueError, match=r"the guide puts 'z' on a point \(Delta\), and points have no aggregate"):
             of(flow, x)
+
+
+def test_the_aggregated_posterior_as_the_pairs_own_prior_is_the_best():
+    """The library's own: with it for p(z) the ELBO of the pair is the best of all priors', trained ones among them."""
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.rand(12, 6, generator=generator) < torch.rand(12, 1, generator=generator)).double()
+    pyro.set_rng_seed(0)
+    vae = pv.VAE(6, 2, hidden=(8,), prior=partial(pv.priors.AggregatedPosterior, points=x)).double()
+    pv.fit(vae, x, max_epochs=60, batch_size=12, lr=1e-2, seed=0, progress=False, compile=False, precision="float64")
+    trained = {"RealNVP": pv.priors.RealNVP(2, num_layers=4, hidden=(16,)).double()}
+    trained["mixture"] = pv.priors.GaussianMixture(2, num_components=12).double()
+    for prior in trained.values():  # maximum likelihood under q(z): minus its cross entropy, of which the rest is fixed
+        optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+        for _ in range(150):
+            optimizer.zero_grad()
+            (-prior().log_prob(vae.prior().sample((500,))).mean()).backward()
+            optimizer.step()
+    given = {**trained, "standard": pv.priors.StandardNormal(2).double()}
+    found = pv.compare_priors(vae, x, given, num_particles=500)
+    print(found)
+    assert found.marginal_kl[OWN].value == pytest.approx(0, abs=1e-12)
+    assert found.elbo[OWN].value == pytest.approx(found.elbo[OPTIMAL].value, abs=1e-12)
+    for name in given:
+        lost = found.marginal_kl[name]
+        assert (
+            lost.value > (-FOUR if name == "mixture" else FOUR) * lost.standard_error
+        )  # the mixture nearly reaches it
+        assert found.elbo[OWN].value - found.elbo[name].value == pytest.approx(lost.value, abs=1e-9)
+    assert found.marginal_kl["standard"].value > found.marginal_kl["RealNVP"].value  # the trained one is nearer

@@ -15,6 +15,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 
 from pyrovae.conditionals.base import Conditional
 from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
+from pyrovae.conditionals.implicit import Implicit
 from pyrovae.conditionals.likelihoods import (
     Bernoulli,
     Categorical,
@@ -48,6 +49,7 @@ __all__ = [
     "FixedNormal",
     "Flow",
     "FullNormal",
+    "Implicit",
     "LearnedNormal",
     "LowRankNormal",
     "Mixed",

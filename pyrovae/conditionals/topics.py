@@ -104,9 +104,13 @@ class ProductOfExperts(_Words):
         self.norm = ShiftedBatchNorm(*self.event_shape)
         self.dropout = rate("dropout", dropout)
 
+    def shares(self, features: Tensor) -> Tensor:
+        """Theta, how much of each document is about each topic, (..., L)."""
+        return features.softmax(-1)
+
     def log_odds(self, features: Tensor) -> Tensor:
-        """BN(dropout(softmax(h)) beta)."""
-        theta = dropout(features.softmax(-1), self.dropout, self.training)
+        """BN(dropout(theta) beta)."""
+        theta = dropout(self.shares(features), self.dropout, self.training)
         return self.norm(self._products(theta, self.head.layer.weight))
 
 
@@ -142,9 +146,13 @@ class TopicMixture(_Words):
         """log p(word | topic), (L, V)."""
         return self.head.layer.weight.T.log_softmax(-1)
 
+    def shares(self, features: Tensor) -> Tensor:
+        """Theta, how much of each document is about each topic, (..., L)."""
+        return features.softmax(-1)
+
     def log_odds(self, features: Tensor) -> Tensor:
         """log(theta softmax(beta)), from which the distribution takes the log of theta's sum."""
-        theta = dropout(features.softmax(-1), self.dropout, self.training)
+        theta = dropout(self.shares(features), self.dropout, self.training)
         probs = self._products(theta, self.head.layer.weight.softmax(0))  # softmax over the words
         return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # all topics may be dropped
 

@@ -36,6 +36,7 @@ def load(
     * a .npy file, or a .npz file with x, or one array only, and further named arrays; names that end in _validation (or
       _valid) and _test are those splits, and so are arrays called train, valid and test. Values are as in the file:
       **uint8 is not divided by 255**. Or a sparse matrix of scipy's (`scipy.sparse.save_npz`), which stays sparse
+    * a corpus, with its vocabulary: "20newsgroups", or a folder with train.npz and vocab.txt, as in `load_corpus`
 
     Labels are in y. Rows held out are drawn from `seed`; of the MNIST-like and cifar10 they are the last ones.
 
@@ -64,6 +65,11 @@ def load(
     if binarize not in ("auto", "dynamic", "static", None):
         raise ValueError(f"binarize is {binarize!r}; pass 'dynamic', 'static', None or 'auto'")
     name = os.fspath(name)
+    if name == "20newsgroups" or (Path(name) / "train.npz").exists():
+        from pyrovae.data.corpora import load_corpus  # which holds rows out by this module
+
+        drop = name == "20newsgroups"  # of which some documents have no word of the vocabulary
+        return load_corpus(name, validation=validation, test=test, seed=seed, drop_empty=drop)
     folder = Path(root or os.environ.get("PYROVAE_DATA", "data"))
     levels: int | None = 256
     last = None  # rows that are held out by custom, from the end

@@ -13,7 +13,7 @@ __all__ = ["IDX", "NAMES", "Parts", "arrays", "cifar10", "digits", "idx", "image
 Parts = dict[str, dict[str, Any]]  # "train", "validation", "test" -> named arrays
 
 IDX = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-NAMES = ("digits", *IDX, "omniglot", "cifar10")
+NAMES = ("digits", *IDX, "omniglot", "cifar10", "20newsgroups")
 
 
 def digits() -> Parts:

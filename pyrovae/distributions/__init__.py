@@ -5,6 +5,7 @@ Those of grey values are over one number, with batch shape that of their paramet
 
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.products import Columns, by_element, masked
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
@@ -14,6 +15,7 @@ __all__ = [
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "Implicit",
     "TolerantDelta",
     "by_element",
     "log_coefficient",

@@ -18,6 +18,7 @@ from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger
+from pyrovae.objectives.unscored import unscored
 from pyrovae.objectives.weights import is_point
 
 __all__ = ["Sandwich", "ais", "bdmc"]
@@ -88,7 +89,7 @@ def ais(
         with tqdm(total=2 * len(on.rows) * num_temperatures, desc="AIS", disable=not progress) as bar:
             for run, batch, covered in on:
                 check_support(on, batch)
-                terms = ledger(run, *batch, known=on.known).terms
+                terms = ledger(unscored(run), *batch, known=on.known).terms
                 if points := [t.name for t in terms if t.kind == "observed" and is_point(t.site["fn"])]:
                     raise ValueError(
                         f"observed {points} are points given z (Delta), and no path leads to where they have density; "
@@ -167,7 +168,7 @@ def bdmc(
             for run, batch, covered in on:
                 model, batch, made = _simulated(on, run, batch, start)
                 simulated = Functions(model, run.guide)
-                density = is_density(ledger(simulated, *batch, known=on.known).terms)
+                density = is_density(ledger(unscored(simulated), *batch, known=on.known).terms)
                 joint = Joint(simulated, batch, on.known, start=start)
                 path = _Path(joint, num_temperatures, num_leapfrog, _counter(bar, covered.stop - covered.start))
                 truth = joint.coordinates(poutine.condition(model, data=made), num_chains)

@@ -29,7 +29,7 @@ from pyrovae.distributions import by_element, masked
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import observed_site
-from pyrovae.models.base import Functions, PairLike
+from pyrovae.models.base import Functions, PairLike, isolated_random_state, random_sites
 from pyrovae.objectives import Ledger, ledger
 from pyrovae.objectives.draws import Draw, one
 
@@ -86,8 +86,8 @@ def impute(
         the `Imputation`.
 
     Raises:
-        ValueError: for a pair that takes no mask, data without one or with rows that have nothing observed, and
-            likelihoods that are no product over the elements of x.
+        ValueError: for a pair that takes no mask, or whose guide reads what is missing; for data without a mask or with
+            rows that have nothing observed; and for likelihoods that are no product over the elements of x.
 
     Source: Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, section 4: eqs. 12 and 13 for the mean, sampling
     importance resampling for multiple imputations; Rubin 1987.
@@ -264,6 +264,8 @@ def _with_masks(
                 "discrete sites, and pass the rows to impute as the data"
             )
         check_mask(rows["x"], rows["mask"])
+        if reads_mask:
+            _check_reads_observed(on)
 
         def batches() -> Batches:
             both = rows.select("x", "mask").sequential(on.batch_size)
@@ -272,6 +274,22 @@ def _with_masks(
                 yield run, batch, x, mask
 
         yield on, batches()
+
+
+def _check_reads_observed(on: Evaluation) -> None:
+    """Refuse a guide that is another one where x holds another value in the place of what is missing."""
+    batch = on.batch()
+    x, mask = (batch[on.rows.names.index(name)] for name in ("x", "mask"))
+    traces = []
+    for _ in range(2):
+        filled = _hidden(on.pair, batch, x, mask.bool(), on)
+        with isolated_random_state(0):
+            traces.append(poutine.trace(on.pair.guide).get_trace(*filled))
+    if any(not torch.equal(site["value"], traces[1].nodes[site["name"]]["value"]) for site in random_sites(traces[0])):
+        raise ValueError(
+            "the guide reads x where the mask says that it is missing, so that it knows what is to be imputed; pass a "
+            "pair whose guide reads the observed part alone, such as PosteriorMatching's partial_vae()"
+        )
 
 
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:

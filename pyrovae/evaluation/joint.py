@@ -15,6 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyrovae.distributions.implicit import has_density
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, Term, density, one
@@ -41,7 +42,8 @@ class Joint:
 
     Raises:
         ValueError: for latents outside the data plate, discrete ones that cannot be enumerated, nested plates that
-            subsample, and for a guide whose density at a given z is no product over its sites.
+            subsample, sites of the model without a density, and for a guide whose density at a given z is no product
+            over its sites.
     """
 
     def __init__(self, run: PairLike, batch: Sequence[Any], known: Structure, *, start: str = "prior"):
@@ -64,6 +66,11 @@ class Joint:
                     "sample its numbers in a nested plate instead of .to_event, or use log_likelihood"
                 )
         for site in random_sites(trace):
+            if not has_density(site["fn"]):
+                raise ValueError(
+                    f"model site {site['name']!r} is implicit and has no density, so that log p(x, z) is not known at "
+                    "any z; give the model a density there, conditionals.LearnedNormal for example"
+                )
             for frame in site["cond_indep_stack"]:
                 if frame.name != known.plate and frame.full_size not in (None, frame.size):
                     raise ValueError(f"plate {frame.name!r} subsamples inside a datum, so no density stays the same")
@@ -200,6 +207,10 @@ def _bare(value: Tensor, nested: tuple[int, ...]) -> Tensor:
 
 def _check_guide(run: PairLike, batch: Sequence[Any], discrete: frozenset[str]) -> None:
     for site in random_sites(poutine.trace(run.guide).get_trace(*batch)):
+        if not has_density(site["fn"]):
+            raise ValueError(
+                f'guide site {site["name"]!r} is implicit and has no density to start from; pass start="prior"'
+            )
         if site["name"] in discrete or site["infer"].get("is_auxiliary"):
             kind = "discrete" if site["name"] in discrete else "auxiliary"
             raise ValueError(f'guide site {site["name"]!r} is {kind}, so q(z | x) is a sum over it; pass start="prior"')

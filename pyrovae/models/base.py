@@ -195,6 +195,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     _check_sites(model_trace, guide_trace)
     frame = _data_plate(model_trace, plate)
     _check_plates(model_trace, guide_trace, frame.name, batch)
+    _check_event_shapes(model_trace, guide_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]
@@ -316,13 +317,6 @@ def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
             f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; "
             'rename it to the model\'s site, or mark it infer={"is_auxiliary": True}'
         )
-    for name in in_model.keys() & in_guide.keys():
-        p, q = (tuple(sites[name]["fn"].event_shape) for sites in (in_model, in_guide))
-        if p != q:
-            raise ValueError(
-                f"site {name!r} has event shape {p} in the model and {q} in the guide; "
-                f"make the prior of event shape {q}, or the guide's distribution of {p}"
-            )
 
 
 def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:
@@ -340,6 +334,18 @@ def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tup
                 f"guide site {name!r} is outside the plate {plate!r} that the model has it in; "
                 f"put it inside `with pyro.plate({plate!r}, ...):` in the guide too"
             )
+
+
+def _check_event_shapes(model_trace: Trace, guide_trace: Trace) -> None:
+    for site in random_sites(guide_trace):
+        name = site["name"]
+        if name in model_trace.nodes:
+            p, q = (tuple(trace.nodes[name]["fn"].event_shape) for trace in (model_trace, guide_trace))
+            if p != q:
+                raise ValueError(
+                    f"site {name!r} has event shape {p} in the model and {q} in the guide; "
+                    f"make the prior of event shape {q}, or the guide's distribution of {p}"
+                )
 
 
 @contextlib.contextmanager

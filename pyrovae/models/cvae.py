@@ -98,6 +98,10 @@ class CVAE(Pair):
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(x, self.condition(y))))
 
+    def check_batch(self, x: Tensor, y: Tensor) -> None:
+        """Refuse a y that is no condition, before `fit` starts: as `condition` does."""
+        self.condition(y)
+
     def condition(self, y: Tensor) -> Tensor:
         """What the networks see of y: its one-hot vectors (..., C) if it is labels, else y itself.
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import pyro
+import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import DiagonalNormal
+from pyrovae.data.masks import check_mask
 from pyrovae.distributions import masked
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import VAE, feature_shape, filled
@@ -49,6 +52,10 @@ class InpaintingVAE(VAE):
 
     default_encoder: ClassVar[type[MaskedMLP]] = MaskedMLP
 
+    def check_batch(self, x: Tensor, mask: Tensor) -> None:
+        """Refuse rows with nothing observed, before `fit` starts."""
+        check_mask(x, mask.bool())
+
     def model(self, x: Tensor, mask: Tensor) -> None:  # type: ignore[override]  # a batch has a mask too
         """z ~ p(z), x | z ~ p(x | z), for each row of x, all of it observed."""
         with pyro.plate("data", len(x)):
@@ -59,6 +66,10 @@ class InpaintingVAE(VAE):
         """q(z | x_obs, mask), for each row of x."""
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.posterior(self.encoder(x, mask)))
+
+    def posterior_of(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) of rows that are observed in full, as the pseudo-inputs of a `VampPrior` are."""
+        return self.posterior(self.encoder(x, torch.ones_like(x, dtype=torch.bool)))
 
 
 class PartialVAE(InpaintingVAE):

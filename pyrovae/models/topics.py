@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrovae.conditionals import BagOfWords, DiagonalNormal, NormalisedNormal, ProductOfExperts
 from pyrovae.conditionals.topics import rate
+from pyrovae.data.corpora import check_counts
 from pyrovae.models.vae import VAE
 from pyrovae.nets import MLP
 from pyrovae.priors import LaplaceDirichlet, StandardNormal
@@ -79,6 +80,10 @@ class NVDM(VAE):
         topics = self.likelihood.topics
         assert isinstance(topics, Tensor)
         return topics
+
+    def check_batch(self, x: Tensor) -> None:
+        """Refuse what are no counts, and documents without words, before `fit` starts."""
+        check_counts(x)
 
     def model(self, x: Tensor) -> None:
         """z ~ p(z), x | z, n ~ p(x | z, n), for each row of x, n being its sum."""

@@ -1,5 +1,13 @@
 """Objectives and bounds: functions of the importance weights and the site ledger of any pair."""
 
+from pyrovae.objectives.adversarial import (
+    AdaptiveContrast,
+    AdversarialAutoencoder,
+    AdversarialVB,
+    JointRatio,
+    forward_kl,
+    reverse_kl,
+)
 from pyrovae.objectives.base import (
     Objective,
 )
@@ -67,6 +75,9 @@ __all__ = [
     "PIWAE",
     "STL",
     "VIMCO",
+    "AdaptiveContrast",
+    "AdversarialAutoencoder",
+    "AdversarialVB",
     "Beta",
     "Capacity",
     "DReG",
@@ -74,6 +85,7 @@ __all__ = [
     "FactorVAE",
     "FreeBits",
     "ImplicitPrior",
+    "JointRatio",
     "Ledger",
     "MarginalLikelihood",
     "Objective",
@@ -86,10 +98,12 @@ __all__ = [
     "WakeSleep",
     "decomposition",
     "exact_posterior",
+    "forward_kl",
     "ledger",
     "log_marginal",
     "log_weights",
     "mean_field_posterior",
+    "reverse_kl",
     "stratified",
     "weighted",
 ]

@@ -11,10 +11,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -24,7 +25,17 @@ from pyrovae.objectives.base import Objective
 from pyrovae.objectives.total_correlation import code_name, code_site
 from pyrovae.objectives.weights import Ledger, Term
 
-__all__ = ["DensityRatio", "FactorVAE", "ImplicitPrior", "RatioObjective", "codes", "logistic_loss", "shuffled"]
+__all__ = [
+    "DensityRatio",
+    "FactorVAE",
+    "ImplicitPrior",
+    "RatioObjective",
+    "code_in",
+    "codes",
+    "drawn_code",
+    "logistic_loss",
+    "shuffled",
+]
 
 Values = tuple[Tensor, ...]
 
@@ -142,6 +153,7 @@ class RatioObjective(Objective):
     """
 
     is_bound = False
+    of_x: ClassVar[bool] = False  # whether the critic is of (x, z), and not of z alone
     critic: nn.Module
 
     def __init__(
@@ -167,6 +179,29 @@ class RatioObjective(Objective):
         self.critic_steps = critic_steps
         self.critic_optimizer = critic_optimizer
 
+    @classmethod
+    def critic_for(cls, pair: Any, *, hidden: Sequence[int] = (200, 200)) -> nn.Module:
+        """A critic of the kind that this objective takes, for a pair of the library: what the command line makes.
+
+        Args:
+            pair: one with a `latent_dim`.
+            hidden: sizes of its hidden layers.
+
+        Raises:
+            ValueError: for a pair without.
+
+        >>> from pyrovae import VAE
+        >>> FactorVAE.critic_for(VAE(4, latent_dim=2), hidden=(8,)).event_shapes
+        ((2,),)
+        """
+        latent_dim = getattr(pair, "latent_dim", None)
+        if not isinstance(latent_dim, int):
+            raise ValueError(
+                f"{cls.__name__} has a critic of z, and {type(pair).__name__} has no latent_dim to make one for; "
+                f"pass {cls.__name__}(DensityRatio(...)) to fit in Python"
+            )
+        return DensityRatio(*([pair.event_shape] if cls.of_x else []), latent_dim, hidden=hidden)
+
     @abstractmethod
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """Fresh draws for the critic: values of q and values of p, each a tuple for `critic(*values)`."""
@@ -185,6 +220,10 @@ class RatioObjective(Objective):
         of_pair = [module for module in known.modules if id(module) not in of_critic]
         with torch.no_grad(), evaluation_mode(pair, *of_pair):
             of_q, of_p = self.samples(pair, *batch, known=known)
+        return self.learned_from(of_q, of_p)
+
+    def learned_from(self, of_q: Values, of_p: Values) -> Tensor:
+        """The critic's loss on samples that it has."""
         return logistic_loss(self.critic(*of_q), self.critic(*of_p))
 
     def logit(self, *values: Tensor) -> Tensor:
@@ -272,7 +311,7 @@ class FactorVAE(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and others with their dims shuffled over the batch."""
-        return (_code(pair.guide, batch, known),), (shuffled(_code(pair.guide, batch, known)),)
+        return (drawn_code(pair.guide, batch, known),), (shuffled(drawn_code(pair.guide, batch, known)),)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
@@ -332,7 +371,7 @@ class ImplicitPrior(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and as many draws of p(z)."""
-        return (_code(pair.guide, batch, known),), (_code(poutine.uncondition(pair.model), batch, known),)
+        return (drawn_code(pair.guide, batch, known),), (drawn_code(poutine.uncondition(pair.model), batch, known),)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
@@ -343,8 +382,13 @@ class ImplicitPrior(RatioObjective):
         return term.scale if term.kind == "observed" else getattr(self.beta, "value", self.beta) * term.scale
 
 
-def _code(program: Callable[..., Any], batch: Iterable[Any], known: Structure) -> Tensor:
+def drawn_code(program: Callable[..., Any], batch: Iterable[Any], known: Structure) -> Tensor:
     """The one latent of each datum in a run of model or guide, (B, L)."""
-    site = poutine.trace(program).get_trace(*batch).nodes[code_name(known)]
+    return code_in(poutine.trace(program).get_trace(*batch), known)
+
+
+def code_in(trace: Trace, known: Structure) -> Tensor:
+    """The one latent of each datum in a trace without particles, (B, L)."""
+    site = trace.nodes[code_name(known)]
     rows = next(frame.size for frame in site["cond_indep_stack"] if frame.name == known.plate)
     return site["value"].reshape(rows, -1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
+from pyrovae.objectives.unscored import check_density
 
 __all__ = ["Draw", "Term", "Weight", "density", "draw_terms", "expected", "one", "same", "scored"]
 
@@ -365,8 +366,13 @@ def draw_terms(
 
 
 def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
-    """The terms of a trace's random sites."""
+    """The terms of a trace's random sites.
+
+    Raises:
+        ValueError: for one without a density, by its name.
+    """
     for site in random_sites(trace):
+        check_density(site, in_guide=in_guide)
         value = _at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
         yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))

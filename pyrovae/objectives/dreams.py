@@ -15,26 +15,34 @@ from torch import Tensor
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, scored
 
-__all__ = ["dream_log_q"]
+__all__ = ["dream", "dream_log_q"]
 
 
-def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tensor:
-    """log q(z | x) of one dream (x, z) ~ p(x, z) for each row of the batch, shape (B,), nats.
+def dream(pair: PairLike, batch: Sequence[Any], known: Structure) -> tuple[Trace, list[Any]]:
+    """One dream (x, z) ~ p(x, z) for each row of the batch: the trace, and what to call the guide with.
 
-    The model runs unconditioned and without gradients; the guide is called with the batch in which each observed
-    tensor is replaced by the dreamt one. Tensors of the batch that nobody observes, what a conditional model is given,
-    stay. A model that reads the data it observes, as an autoregressive one does, would dream given the real data.
+    The model runs unconditioned; each observed tensor of the batch is replaced by the dreamt one. Tensors that nobody
+    observes, what a conditional model is given, stay. A model that reads the data it observes, as an autoregressive
+    one does, would dream given the real data.
 
     Raises:
         ValueError: where an observed site is no tensor of the batch, so that nobody knows what to call the guide with,
-            where the model has a `pyro.factor`, which can't be drawn from, and where the guide samples what the model
-            does not.
+            and where the model has a `pyro.factor`, which can't be drawn from.
+    """
+    trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(*batch)
+    _refuse(trace, known)
+    return trace, _dreamt_batch(trace, batch, known)
+
+
+def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tensor:
+    """log q(z | x) of one `dream` for each row of the batch, to which no gradient flows: shape (B,), nats.
+
+    Raises:
+        ValueError: see `dream`; also where the guide samples what the model does not.
     """
     with torch.no_grad():
-        dreamt = poutine.trace(poutine.uncondition(pair.model)).get_trace(*batch)
-    _refuse(dreamt, known)
-    batch = _dreamt_batch(dreamt, batch, known)
-    guide_trace = poutine.trace(poutine.replay(pair.guide, trace=dreamt)).get_trace(*batch)
+        dreamt, given = dream(pair, batch, known)
+    guide_trace = poutine.trace(poutine.replay(pair.guide, trace=dreamt)).get_trace(*given)
     unknown = [site["name"] for site in random_sites(guide_trace) if site["name"] not in dreamt.nodes]
     if unknown:
         raise ValueError(
@@ -56,7 +64,7 @@ def _refuse(dreamt: Trace, known: Structure) -> None:
         why = f"observed sites {lost} are no tensors of the batch of their own, so that the guide can't be given others"
     else:
         return
-    raise ValueError(f"{why}: there are no dreams; pass objective=ReweightedWakeSleep(5), which needs none")
+    raise ValueError(f"{why}: there are no dreams; pass an objective that needs none, ReweightedWakeSleep(5) for one")
 
 
 def _dreamt_batch(dreamt: Trace, batch: Sequence[Any], known: Structure) -> list[Any]:

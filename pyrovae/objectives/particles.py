@@ -17,6 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
+from pyrovae.distributions.implicit import has_density
 from pyrovae.models.base import (
     Functions,
     PairLike,
@@ -100,7 +101,10 @@ def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure
         together = traces(pair, batch, 2, known, enumerate_sites=False)
         one = {site["name"]: site for trace in together for site in random_sites(trace) if not site["is_observed"]}
         # Before another run: transforms that are modules remember their last value only.
-        scores = [{s["name"]: s["fn"].log_prob(s["value"]) for s in random_sites(trace)} for trace in together]
+        scores = [
+            {s["name"]: s["fn"].log_prob(s["value"]) for s in random_sites(trace) if has_density(s["fn"])}
+            for trace in together
+        ]
         noises = {name: noise for name, site in one.items() if (noise := _noise(site)) is not None}
         for k in (0, 1):
             drawn = Trace()
@@ -118,6 +122,8 @@ def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure
             singly = traces(alone, batch, 1, known, enumerate_sites=False)
             for trace, score, single in zip(together, scores, singly, strict=True):
                 for site in random_sites(trace):
+                    if site["name"] not in score:
+                        continue
                     other = single.nodes[site["name"]]
                     expected = other["fn"].log_prob(other["value"])
                     if not torch.allclose(_particle(score[site["name"]], k, 0, known), expected, rtol=1e-4, atol=1e-3):

@@ -19,7 +19,7 @@ Nothing here knows a pair, an objective or a data set: arguments are tensors, ar
 from pyrovae.plots.checks import predictive_check, predictive_checks
 from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
-from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, samples
+from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, rows, samples
 from pyrovae.plots.latents import (
     capacity_curves,
     latent_densities,
@@ -44,6 +44,7 @@ __all__ = [
     "predictive_check",
     "predictive_checks",
     "reconstructions",
+    "rows",
     "samples",
     "save",
     "topic_words",

@@ -14,7 +14,7 @@ from pyrovae.plots.figures import BLUE, GREY, Values, axes_of, dot_area, draw_hi
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["completions", "image_grid", "interpolation", "reconstructions", "samples"]
+__all__ = ["completions", "image_grid", "interpolation", "reconstructions", "rows", "samples"]
 
 
 def image_grid(
@@ -131,3 +131,20 @@ def interpolation(images: Values, *, ax: Axes | None = None, image_shape: Sequen
         return draw_lines(data, ax, shades(data.shape[1]), list(map(str, range(len(data)))), "way", ["start", "end"])
     marks = [f"{fraction:.2g}" for fraction in np.linspace(0, 1, data.shape[1])]
     return name_axes(draw_tiles(data, ax, columns=marks), "fraction of the way", "")
+
+
+def rows(
+    images: Values, names: Sequence[str], *, ax: Axes | None = None, image_shape: Sequence[int] | None = None
+) -> Axes:
+    """Rows of data, each with its name: samples of each class, say; of vectors, all of a row as lines in one band.
+
+    Args:
+        images: R rows of S data each, (R, S, *event).
+        names: one for each row.
+    """
+    data = as_events("images", images, 2, image_shape)
+    if len(names) != len(data):
+        raise ValueError(f"names are {len(names)} for {len(data)} rows; pass one for each")
+    if data.ndim == 3:
+        return draw_lines(data, ax, shades(data.shape[1]), list(names), "row", ["first", "last"])
+    return draw_tiles(data, ax, rows=list(names))

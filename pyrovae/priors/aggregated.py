@@ -132,8 +132,9 @@ class PosteriorOfInputs(nn.Module):
         posterior_of = self.posterior_of
         if posterior_of is None:
             raise ValueError(
-                f"{type(self).__name__} is a mixture of posteriors and knows none; call "
-                "prior.bind(pair.posterior_of, event_shape) with a method of the pair, x -> q(z | x)"
+                f"{type(self).__name__} is a mixture of posteriors q(z | x) and knows none, bound to no pair; "
+                "use it in a VAE, or call prior.bind(pair.posterior_of, event_shape) with a method of the pair, "
+                "x -> q(z | x)"
             )
         u = self.inputs()
         q = posterior_of(u)

@@ -157,9 +157,9 @@ def fit(
         held_out = None if held_out is None else held_out.to(device, _DTYPES[precision])
         part = -(-batch_size // processes.size)  # rows of process 0, which has the most
         known, batch = prepare(pair, train, part, plate, device, _DTYPES[precision])
-        check_support(known, train, "data")
+        check_support(pair, known, train, "data")
         if held_out is not None:
-            check_support(known, held_out, "validation")
+            check_support(pair, known, held_out, "validation")
         step = Step(pair, objective, known)
         check_divisible(step, rows=len(train), batch_size=batch_size, batch_rows=len(batch[0]), processes=processes)
         batch_size = len(batch[0]) if processes.size == 1 else batch_size

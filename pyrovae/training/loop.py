@@ -21,6 +21,7 @@ from pyrovae.data import Split, Stream
 from pyrovae.data.seeds import CRITIC, derived_seed
 from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
 from pyrovae.objectives import Objective, ledger
+from pyrovae.objectives.unscored import unscored
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.critics import CriticTraining, critic_of
@@ -332,7 +333,7 @@ class Loop:
         if broken:
             return f"parameters {broken[:3]} are no longer finite"
         with torch.no_grad(), pyro.validation_enabled(False):
-            for term in ledger(self.run.pair, *batch, known=self.step.known).terms:
+            for term in ledger(unscored(self.run.pair), *batch, known=self.step.known).terms:
                 log_prob = torch.atleast_1d(term.log_prob)
                 broken_rows = (~torch.isfinite(log_prob)).reshape(-1, log_prob.size(-1)).any(0)
                 if broken_rows.any():

@@ -92,8 +92,9 @@ def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, pla
         )
 
 
-def check_support(known: Structure, data: Split | Stream, argument: str) -> None:
-    """Every observed value is one that its likelihood can give."""
+def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
+    """Every observed value is one that its likelihood can give, and the pair's `check_batch` agrees, if any."""
+    own = getattr(pair, "check_batch", None)
     at_once = max(1, min(8192, 2**24 // max(1, math.prod(data.event_shape))))  # sparse rows are made dense for it
     batches = data.sequential(at_once) if isinstance(data, Split) else [next(data.sequential(256))]
     seen = 0
@@ -112,6 +113,11 @@ def check_support(known: Structure, data: Split | Stream, argument: str) -> None
                     f"{seen + row} lies in [{low:g}, {high:g}], wanted is {_support_name(support)}; scale or binarise "
                     "the data, or choose another likelihood"
                 )
+        if callable(own):
+            try:
+                own(*batch)
+            except ValueError as error:
+                raise ValueError(f"{argument}{f', rows from {seen} on' if seen else ''}: {error}") from None
         seen += len(batch[0])
 
 

@@ -1,0 +1,163 @@
+"""Which pictures a pair allows, by what it has: images, labels it is given, masks, several layers, topics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import plots
+from pyrovae.data import Data, Split, Stream
+from pyrovae.evaluation import (
+    active_layers,
+    active_units,
+    elbo,
+    encode,
+    generate,
+    impute,
+    interpolate,
+    manifold,
+    reconstruct,
+    traverse,
+)
+from pyrovae.evaluation import topics as topic_tools
+from pyrovae.models.base import Structure, structure
+
+__all__ = ["drawings_of", "latent_dim"]
+
+Drawing = tuple[str, Callable[[], Any]]
+
+
+def drawings_of(
+    pair: Any, data: Any, rows: Split | Stream, labels: Tensor | None, *, plate: str | None = None, seed: int = 0
+) -> Iterator[Drawing]:
+    """The pictures that a pair allows: their names, and what draws them.
+
+    Args:
+        pair: with `model` and `guide`.
+        data: what the rows are of; its vocabulary names the columns of x.
+        rows: what the pictures are made of, in the order in which the model takes them.
+        labels: what colours the scatter of latents.
+        plate: name of the data plate, where it is not plain.
+        seed: of all draws.
+    """
+    on: dict[str, Any] = {"plate": plate, "seed": seed}
+    (x, *_) = batch = next(rows.sequential(10))
+    known = structure(pair, *batch, plate=plate)
+    vocabulary = data.vocabulary if isinstance(data, Data) else None
+    yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
+    yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
+    if len(known.latent) > 1:
+        yield "layers", lambda: _layers(pair, rows, **on)
+    if vocabulary is not None:  # one bar for each word says more than a line through all of them
+        yield from _topics(pair, rows, vocabulary, **on)
+        return
+    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, **on))
+    yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, **on), columns=16)
+    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **on))
+    yield "traversals", lambda: _traversals(pair, rows, batch, **on)
+    if _given_labels(known, rows) is not None:
+        yield "classes", lambda: _classes(pair, known, rows, batch, **on)
+    if {"x", "mask"} <= set(rows.names):
+        yield "completions", lambda: _completions(pair, rows, **on)
+    if len(known.latent) > 1:
+        yield "samples_by_layer", lambda: _samples_by_layer(pair, known, batch, **on)
+    if latent_dim(pair, batch, plate) == 2:
+        yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
+
+
+def latent_dim(pair: Any, batch: tuple[Tensor, ...], plate: str | None) -> int | None:
+    """Length of the first continuous latent of a pair; None where it has none."""
+    try:
+        return encode(pair, batch, plate=plate).size(-1)
+    except ValueError:
+        return None
+
+
+def _kl_per_unit(pair: Any, rows: Split | Stream, **on: Any) -> Tensor:
+    units = active_units(pair, rows, **on)
+    if units.kl is None:
+        raise ValueError("the KL of this pair is not a sum over latent dimensions")
+    return units.kl
+
+
+def _layers(pair: Any, rows: Split | Stream, **on: Any) -> Any:
+    units, kl = active_layers(pair, rows, **on), elbo(pair, rows, **on).kl
+    name = type(pair).__name__
+    counts = {site: f"{found.count} / {len(found.variance)}" for site, found in units.items()}
+    return plots.layers({name: {site: kl[site] for site in units}}, {name: counts})
+
+
+def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    kl = _kl_per_unit(pair, rows, **on)
+    dims = kl.argsort(descending=True)[:10].tolist()
+    values = torch.linspace(-3, 3, 9)
+    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, **on)
+    return plots.traversals(images, [f"z[{dim}], {kl[dim]:.2f} nats" for dim in dims], values=values)
+
+
+def _given_labels(known: Structure, rows: Split | Stream) -> Tensor | None:
+    """The labels that the model is given, each once: a whole number y for each row, of which it has no site."""
+    if not isinstance(rows, Split) or "y" not in rows.names or "y" in (*known.latent, *known.observed):
+        return None
+    y = rows["y"]
+    return y.unique() if y.dim() == 1 and not y.is_floating_point() else None
+
+
+def _classes(pair: Any, known: Structure, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    """A row of samples for each label, in whose columns the noise is the same: what the label changes, and what z."""
+    labels, at = _given_labels(known, rows), rows.names.index("y")
+    assert labels is not None
+    images = []
+    for label in labels[:20]:
+        like = (*batch[:at], torch.full_like(batch[at], int(label)), *batch[at + 1 :])
+        images.append(generate(pair, 10, like=like, **on))
+    return plots.rows(torch.stack(images), [str(int(label)) for label in labels[:20]])
+
+
+def _completions(pair: Any, rows: Split | Stream, **on: Any) -> Any:
+    """Data, what is observed of them, the mean of p(x | x_obs) and draws from it."""
+    imputer = pair.partial_vae() if hasattr(pair, "partial_vae") else pair
+    some = {name: value[:10] for name, value in zip(rows.names, next(rows.sequential(10)), strict=True)}
+    found = impute(imputer, Split(some).select(*rows.names), num_imputations=4, num_samples=500, **on)
+    ax = plots.completions(some["x"], some["mask"], torch.cat([found.mean[None], found.x]))
+    ax.set_yticklabels(["data", "observed", "mean", "1", "2", "3", "4"])
+    return ax
+
+
+def _samples_by_layer(pair: Any, known: Structure, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    """Samples whose upper latents keep the values that the guide gives them for the first row: one layer more a row."""
+    first = tuple(tensor[:1] for tensor in batch)
+    # The same seed, so that these are one draw of all latents together.
+    z = {site: encode(pair, first, site=site, sample=True, **on) for site in known.latent}
+    images = [
+        generate(pair, 10, like=first, fixed={site: z[site] for site in known.latent[:count]}, **on)
+        for count in range(len(known.latent) + 1)
+    ]
+    fixed = ["nothing", *known.latent[:1], *(f"{known.latent[0]} to {site}" for site in known.latent[1:])]
+    return plots.rows(torch.stack(images), [f"{sites} fixed" for sites in fixed])
+
+
+def _topics(pair: Any, rows: Split | Stream, vocabulary: Any, **on: Any) -> Iterator[Drawing]:
+    weights = getattr(pair, "topics", None)
+    if not isinstance(weights, Tensor):
+        return
+    coherence = topic_tools.npmi(weights, rows, num_words=min(10, weights.shape[1]))
+
+    def topics() -> Any:
+        best = coherence.argsort(descending=True)[:10]
+        titles = [f"topic {int(k)}, NPMI {float(coherence[k]):.2f}" for k in best]
+        return plots.topic_words(weights[best].detach().cpu(), vocabulary, titles=titles)
+
+    yield "topics", topics
+    if hasattr(getattr(pair, "likelihood", None), "shares"):  # z gives each document a share of each topic
+        yield "documents", lambda: _documents(pair, rows, weights, vocabulary, **on)
+
+
+def _documents(pair: Any, rows: Split | Stream, weights: Tensor, vocabulary: Any, **on: Any) -> Any:
+    shares = topic_tools.document_topics(pair, next(rows.sequential(9)), seed=on["seed"])
+    names = [", ".join(words) for words in topic_tools.topic_words(weights, vocabulary, num_words=2)]
+    titles = [f"document {number}" for number in range(len(shares))]
+    return plots.topic_words(shares.cpu(), names, num_words=5, titles=titles, columns=3)

@@ -1,0 +1,148 @@
+"""Which pictures a pair gets: by what it has, and never by its name."""
+
+import json
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae import plots, reports
+from pyrovae.data import Data, Split, load_corpus
+from pyrovae.evaluation import generate
+from pyrovae.models.base import Pair
+
+X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)).round()
+Y = torch.arange(12) % 3
+
+
+class Labelled(Pair):
+    """x = 0.3 y / 2 + 0.1 z exactly, for labels y that are given or, if `drawn`, observed."""
+
+    def __init__(self, drawn=False):
+        super().__init__()
+        self.loc, self.drawn = torch.nn.Parameter(torch.zeros(1)), drawn
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            if self.drawn:
+                y = pyro.sample("y", dist.Categorical(torch.ones(3)), obs=y)
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            loc = (0.15 * y[:, None] + 0.1 * z)[..., None, None].expand(len(x), 1, 4, 4)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(3), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc.expand(len(x), 1), 1.0).to_event(1))
+
+
+def drawn(pair, data, folder, monkeypatch, *watched):
+    """The pictures' names, and what the watched plots were called with."""
+    seen = {}
+    for name in watched:
+        original = getattr(plots, name)
+
+        def watch(*values, name=name, draw=original, **options):
+            seen.setdefault(name, []).append(values)
+            return draw(*values, **options)
+
+        monkeypatch.setattr(plots, name, watch)
+    files, skipped = reports.pictures(pair, data, folder)
+    assert not skipped
+    return {path.stem for path in files}, seen
+
+
+def test_labels_that_are_given_have_a_row_of_samples_each(tmp_path, monkeypatch):
+    names, seen = drawn(Labelled(), {"x": X, "y": Y}, tmp_path, monkeypatch, "rows")
+    assert "classes" in names
+    images, labels = seen["rows"][0]
+    assert labels == ["0", "1", "2"]
+    assert images.shape == (3, 10, 1, 4, 4)
+    torch.testing.assert_close(images[1] - images[0], torch.full_like(images[0], 0.15))  # the same noise in a column
+    torch.testing.assert_close(images[2] - images[1], torch.full_like(images[0], 0.15))
+    assert images[0, :, 0, 0, 0].unique().numel() == 10
+
+
+def test_labels_that_the_model_has_a_site_for_are_not_given(tmp_path, monkeypatch):
+    names, _ = drawn(Labelled(drawn=True), {"x": X, "y": Y}, tmp_path, monkeypatch)
+    assert "classes" not in names
+
+
+def test_masks_bring_completions_that_keep_what_is_observed(tmp_path, monkeypatch):
+    data = pv.data.masked(Split({"x": X}), pv.data.half()).fixed(0)
+    for pair in (pv.InpaintingVAE((1, 4, 4), 2, hidden=(8,)), pv.PosteriorMatching(pv.VAE((1, 4, 4), 2, hidden=(8,)))):
+        names, seen = drawn(pair, data, tmp_path / type(pair).__name__, monkeypatch, "completions")
+        assert "completions" in names
+        ((x, mask, filled),) = seen["completions"]
+        assert filled.shape == (5, 10, 1, 4, 4)
+        assert (filled == x)[:, mask].all()
+        assert not (filled == x)[:, ~mask].all()
+        monkeypatch.undo()
+
+
+def test_hierarchies_have_samples_with_the_upper_layers_fixed(tmp_path, monkeypatch):
+    pair = pv.LadderVAE((1, 4, 4), (3, 2), hidden=(8,))
+    names, seen = drawn(pair, {"x": X}, tmp_path, monkeypatch, "rows")
+    assert {"layers", "samples_by_layer"} <= names
+    ((images, labels),) = seen["rows"]
+    assert labels == ["nothing fixed", "z2 fixed", "z2 to z1 fixed"]
+    different = [len(row.flatten(1).unique(dim=0)) for row in images]
+    assert different == [10, 10, 1]
+    free = generate(pair, 10, like=X[:1])
+    torch.testing.assert_close(images[0], free)
+
+
+def test_a_vocabulary_brings_words_in_place_of_lines(tmp_path, monkeypatch):
+    counts = torch.poisson(torch.full((40, 12), 0.7), generator=torch.Generator().manual_seed(0)) + torch.eye(12)[Y[0]]
+    data = load_corpus(counts, [f"word{k}" for k in range(12)], validation=0, test=10)
+    names, seen = drawn(pv.ProdLDA(12, 3, hidden=(8,)), data, tmp_path, monkeypatch, "topic_words")
+    assert names == {"latents", "latent_kl", "topics", "documents"}
+    (weights, words), (shares, topics) = (call[:2] for call in seen["topic_words"])
+    assert weights.shape == (3, 12)
+    assert list(words) == data.vocabulary
+    torch.testing.assert_close(shares.sum(1), torch.ones(9))
+    assert len(topics) == 3
+    names, _ = drawn(pv.NVDM(12, 3, hidden=(8,)), data, tmp_path / "nvdm", monkeypatch)
+    assert names == {"latents", "latent_kl", "topics"}  # its z is no share of topics
+
+
+def test_figures_of_layers_and_of_topics(tmp_path):
+    ladder = pv.LadderVAE((1, 4, 4), (3, 2), hidden=(8,))
+    figures, _ = reports.evaluate(ladder, Data(Split({"x": X})), num_samples=5, num_replicates=5)
+    assert list(figures["active_layers"]) == ["z1", "z2"]
+    assert [total for _, total in figures["active_layers"].values()] == [3, 2]
+    assert "active units z2" in reports.table(figures)
+    counts = torch.poisson(torch.full((40, 12), 0.7), generator=torch.Generator().manual_seed(0)) + torch.eye(12)[Y[0]]
+    data = load_corpus(counts, [f"word{k}" for k in range(12)], validation=0, test=10)
+    figures, _ = reports.evaluate(pv.NVDM(12, 3, hidden=(8,)), data, num_samples=5, num_replicates=5)
+    topics = json.loads(json.dumps(figures["topics"]))
+    assert set(topics) == {"perplexity", "perplexity_per_corpus", "npmi", "diversity"}
+    assert 6 < topics["perplexity"] < 30  # untrained: near that of twelve equally likely words
+    assert "perplexity" in reports.table(figures)
+
+
+@pytest.mark.parametrize(
+    ("pair", "data", "message"),
+    [
+        (
+            lambda: pv.CVAE((1, 4, 4), 2, num_classes=3, hidden=(8,)),
+            {"x": X, "y": torch.where(torch.arange(12) == 11, 3, Y)},
+            r"data: y has 1 labels that are none of 0, \.\.\., 2, the first in row 11 \(3\)",
+        ),
+        (
+            lambda: pv.PartialVAE((1, 4, 4), 2, hidden=(8,)),
+            {"x": X, "mask": torch.ones_like(X).index_fill(0, torch.tensor([7]), 0).bool()},
+            r"data: rows 7 \(1 in all\) of x have no observed value",
+        ),
+        (
+            lambda: pv.NVDM(16, 2, hidden=(8,)),
+            X.flatten(1).index_fill(0, torch.tensor([4]), 0),
+            r"data: x has 1 empty documents, row 4",
+        ),
+    ],
+)
+def test_what_a_pair_refuses_is_named_before_training(pair, data, message):
+    """On rows that no first batch of two holds."""
+    with pytest.raises(ValueError, match=message):
+        pv.fit(pair(), data, max_epochs=1, batch_size=2, progress=False, compile=False)
