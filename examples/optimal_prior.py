@@ -5,6 +5,9 @@
 The picture has q(z) over the training rows as shades and each prior as lines, with the components of the mixture and
 of the VampPrior. The tables compare, for each trained pair, its prior with the others, which were trained with other
 guides, and with q(z): no other prior gives its guide and decoder a higher ELBO on these rows.
+
+The KL is warmed up, as the VampPrior's authors do: a prior made of q(z | x) is near any q(z), so that without it the
+KL is 0 from the first step and stays there, z says nothing of x and the ELBO is 3 nats lower (ran).
 """
 
 import argparse
@@ -16,9 +19,10 @@ from matplotlib.figure import Figure
 
 import pyrovae as pv
 from pyrovae import priors, reports
+from pyrovae.training.schedules import Linear
 
 RESULTS = Path(__file__).parent / "results"
-COMPONENTS, HALF = 20, 5.0
+COMPONENTS, CELLS = 20, 141
 PRIORS = {
     "standard": priors.StandardNormal,
     "mixture": partial(priors.GaussianMixture, num_components=COMPONENTS, spread=0.9),
@@ -36,7 +40,7 @@ def components(pair: pv.VAE) -> torch.Tensor | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -47,10 +51,8 @@ def main() -> None:
         torch.manual_seed(options.seed)
         start = partial(prior, data=rows) if name == "VampPrior" else prior
         pairs[name] = pv.VAE(data.event_shape, latent_dim=2, hidden=(100, 100), prior=start)
-        fit = {"max_epochs": options.epochs, "seed": options.seed, "progress": False}
-        pv.fit(pairs[name], data.train, validation=data.validation, patience=30, **fit)
-    axis = torch.linspace(-HALF, HALF, 141)
-    grid = torch.cartesian_prod(axis, axis)
+        warm_up = pv.ELBO(beta=Linear(0.0, 1.0, options.epochs / 4))
+        pv.fit(pairs[name], data.train, objective=warm_up, max_epochs=options.epochs, seed=options.seed, progress=False)
     figure = Figure(figsize=(16, 4.6), layout="constrained")
     for ax, (name, pair) in zip(figure.subplots(1, 4), pairs.items(), strict=True):
         others = {other: of.prior for other, of in pairs.items() if other != name}
@@ -68,10 +70,14 @@ def main() -> None:
         print(f"\nguide and decoder of the pair with the {name} prior; test log-likelihood {likelihood}\n{found}")
         with torch.no_grad():
             each = pair.posterior_of(rows)  # (N,)
+            z = torch.cat([each.sample((5,)).flatten(0, 1), pair.prior().sample((5000,))])
+            low, high = z.quantile(0.002, 0) - 0.5, z.quantile(0.998, 0) + 0.5  # the Vamp's q(z) may lie anywhere
+            axes = [torch.linspace(float(start), float(end), CELLS) for start, end in zip(low, high, strict=True)]
+            grid, extent = torch.cartesian_prod(*axes), (low[0], high[0], low[1], high[1])
             aggregate = torch.cat([each.log_prob(z[:, None]).exp().mean(1) for z in grid.split(1000)])
-            q = aggregate.reshape(len(axis), -1)
-            p = pair.prior().log_prob(grid).exp().reshape(len(axis), -1)
-            pv.plots.latent_densities(q, p, (-HALF, HALF), components=components(pair), ax=ax)
+            q = aggregate.reshape(CELLS, CELLS)
+            p = pair.prior().log_prob(grid).exp().reshape(CELLS, CELLS)
+            pv.plots.latent_densities(q, p, extent, components=components(pair), ax=ax)
         own = found.marginal_kl["the pair's own"].value
         ax.set_title(f"{name}: KL(q(z) || p(z)) = {own:.2f} nats", fontsize=10, pad=28)
     print(pv.plots.save(figure.axes[0], options.out / "optimal_prior.png"))
