@@ -2,8 +2,10 @@
 
 import json
 import statistics
-from collections import defaultdict
 from pathlib import Path
+
+from examples.reproduce.__main__ import NAMES
+from examples.reproduce.runner import table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -37,11 +39,6 @@ def steps() -> None:
 
 def main() -> None:
     print("digits, log-likelihood:", spread([run["log_likelihood"] for run in seeds("digits")]))
-    settings = defaultdict(list)
-    for run in seeds("mnist_vae"):
-        settings[run["epochs"], run["batch_size"]].append(run["nll"])
-    for (epochs, batch_size), values in settings.items():
-        print(f"MNIST, test NLL, {epochs} epochs, batches of {batch_size}:", spread(values))
     inpainting = [run["nll_per_hidden_pixel"] for run in seeds("inpainting")]
     for name in inpainting[0]:
         values = [run[name] for run in inpainting]
@@ -67,6 +64,8 @@ def main() -> None:
     medians = ", ".join(f"{name} {statistics.median(values):.1f} s" for name, values in epoch.items())
     print("MNIST, one epoch:", medians)
     steps()
+    for name, result in NAMES.items():
+        print("", table(name, result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torchvision import datasets, transforms
 
 import pyrovae as pv
 from examples.benchmarks.workloads import WORKLOADS
-from examples.mnist_vae import pair
+from examples.reproduce.iwae import vae as pair
 from pyrovae import reports
 
 SIZES = ((784, 200, 200, 100), (50, 200, 200, 784))  # of encoder and decoder, heads included

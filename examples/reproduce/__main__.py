@@ -9,6 +9,7 @@ Real data are read from the folder that --root or PYROVAE_DATA names; nothing is
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from examples.reproduce import iwae, posteriors, priors
 from examples.reproduce.runner import reproduce, table
@@ -24,6 +25,8 @@ def main() -> None:
     parser.add_argument("--cell", nargs="+", help="cells of the table; default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--schedule", choices=("paper", "reduced"), default="reduced")
+    parser.add_argument("--epochs", type=int, help="other than the schedule's")
+    parser.add_argument("--num_samples", type=int, help="importance samples of the NLL, other than the schedule's")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which to stop")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--root", default=None, help="folder of torchvision's data sets; default PYROVAE_DATA")
@@ -37,12 +40,13 @@ def main() -> None:
         cells = options.cell or list(result.cells)
         if unknown := [cell for cell in cells if cell not in result.cells]:
             parser.error(f"{options.name} has no cells {unknown}; it has {', '.join(map(repr, result.cells))}")
+        changed = {key: value for key in ("epochs", "num_samples") if (value := getattr(options, key)) is not None}
         reproduce(
             options.name,
             result,
             cells=cells,
             seeds=options.seeds,
-            schedule=getattr(result, options.schedule),
+            schedule=dataclasses.replace(getattr(result, options.schedule), **changed),
             budget=options.budget,
             device=options.device,
             root=options.root,

@@ -171,7 +171,11 @@ def run_cell(
 
 def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     """Where a cell's figures are kept."""
-    return RESULTS / name / str(schedule) / f"{cell.lower().replace(' ', '_')}_seed_{seed}.json"
+    return RESULTS / name / str(schedule) / f"{_stem(cell)}_seed_{seed}.json"
+
+
+def _stem(cell: str) -> str:
+    return cell.lower().replace(" ", "_")
 
 
 def table(name: str, result: Result) -> str:
@@ -182,20 +186,19 @@ def table(name: str, result: Result) -> str:
         "| cell | paper | ours, mean ± sd | seeds | epochs | batch | samples | device |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for setting in sorted((RESULTS / name).glob("*/")) or [RESULTS / name / str(result.reduced)]:
-        for cell_name, cell in result.cells.items():
-            stem = cell_name.lower().replace(" ", "_")
-            records = [json.loads(path.read_text()) for path in sorted(setting.glob(f"{stem}_seed_*.json"))]
-            paper = "" if cell.paper is None else f"{cell.paper:.2f}"
-            if not records:
-                lines.append(f"| {cell_name} | {paper} | not run yet | | | | | |")
-                continue
-            first = records[0]
-            values = [record[result.figure] for record in records]
+    for cell_name, cell in result.cells.items():
+        paper = "" if cell.paper is None else f"{cell.paper:.2f}"
+        settings: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
+            settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+        for records in settings.values():
+            first, values = records[0], [record[result.figure] for record in records]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             ours = f"{statistics.mean(values):.2f}{spread}"
-            settings_of = f"{first['epochs']} | {first['batch_size']} | {first['num_samples']} | {first['device']}"
-            lines.append(f"| {cell_name} | {paper} | {ours} | {len(values)} | {settings_of} |")
+            setting = f"{first['epochs']} | {first['batch_size']} | {first['num_samples']} | {first['device']}"
+            lines.append(f"| {cell_name} | {paper} | {ours} | {len(values)} | {setting} |")
+        if not settings:
+            lines.append(f"| {cell_name} | {paper} | not run yet | | | | | |")
     return "\n".join(lines)
 
 
