@@ -917,8 +917,12 @@ def test_a_second_ctrl_c_ends_at_once():
         interrupt()
         interrupt()
 
-    with pytest.raises(KeyboardInterrupt):
-        quietly(vae(), BITS, max_epochs=50, callbacks=[At(2, twice)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quietly(vae(), BITS, max_epochs=50, callbacks=[At(2, twice)])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
