@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class Parser(jsonargparse.ArgumentParser):
             near = near or difflib.get_close_matches(wrong, flags, n=2, cutoff=0.5)
             guess = f"did you mean {' or '.join(near)}? " if near else ""
             text = f"there is no flag {unknown[0]}; {guess}see --help"
+        if "Expected a <class 'list'>" in text:
+            text = re.sub(r"Expected a <class 'list'>. Got value: ([\w.,]+)", r"\1 is no list; write it as [\1]", text)
         if "required: " in text:
             text = text.replace("required: ", "required: --").replace(", ", ", --")
         raise ValueError(text) from ex
