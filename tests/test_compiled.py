@@ -685,6 +685,22 @@ def test_every_kind_of_difference_is_found(changed):
         training.steps(3)
 
 
+@pytest.mark.parametrize(("element", "found"), [(1, None), (0, "parameter w")])
+def test_adam_makes_a_step_of_a_gradient_that_is_rounding(element, found):
+    """Two first steps of Adam, of gradients that differ by rounding: that element alone may have gone either way."""
+    outcomes = []
+    for rounding in (1e-9, -1e-9):
+        w = torch.tensor([0.05, 0.05], requires_grad=True)
+        w.grad = torch.tensor([1.0, rounding])
+        optim.Adam([w]).step()
+        outcomes.append({"gradient": {"w": w.grad}, "parameter": {"w": w.detach()}})
+    expected, got = outcomes
+    assert (expected["parameter"]["w"] - got["parameter"]["w"])[1].abs() > 1e-4
+    if found:
+        got["parameter"]["w"][element] += 1e-4
+    assert compiled_module._difference(expected, got, lambda dtype: 1e-3) == found
+
+
 # The rule -------------------------------------------------------------------------------------------------------------
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
