@@ -53,6 +53,14 @@ def test_cut_off_and_gone_on_with_is_as_if_never_cut_off(tmp_path, monkeypatch):
     assert whole["versions"]["torch"]
 
 
+def test_a_cells_figure_is_that_of_its_run(tmp_path):
+    run(cells=["VAE 1"], seeds=[7])
+    kept = pv.load(tmp_path / "runs" / "reproduce" / "small" / str(RESULT.reduced) / "vae_1_seed_7")
+    estimate = pv.log_likelihood(kept.pair, pv.data.load("digits").test, num_samples=10, seed=7)
+    assert kept.seed == 7
+    assert records(tmp_path / "results")["vae_1_seed_7"]["nll"] == -estimate.value > 0
+
+
 def test_finished_cells_are_not_run_again(tmp_path, capsys):
     run(cells=["VAE 1"])
     before = records(tmp_path / "results")
