@@ -2,12 +2,19 @@ import math
 from decimal import Decimal, localcontext
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import Bernoulli
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 
-from pyrovae.distributions import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic, TolerantDelta
+from pyrovae.distributions import (
+    ContinuousBernoulli,
+    CrossEntropy,
+    DiscretizedLogistic,
+    TolerantDelta,
+    pairwise_log_prob,
+)
 
 LOGITS = [0.0, 1e-6, -0.03, 0.0999, -0.1001, 1.0, -5.0, 20.0, 200.0, -200.0]
 DISTRIBUTIONS = {
@@ -283,3 +290,32 @@ def test_a_delta_is_a_point_within_its_tolerance():
     assert (point.tolerance, point.event_shape, point.batch_shape) == (0.01, (2,), (4, 1))
     with pytest.raises(ValueError, match=r"tolerance is 0, expected a positive number"):
         TolerantDelta(torch.zeros(2), tolerance=0)
+
+
+def test_many_normals_at_many_points_keep_the_digits_that_small_scales_take():
+    generator = torch.Generator().manual_seed(0)
+    loc, fraction, noise = torch.randn(3, 7, 5, generator=generator, dtype=torch.float32)
+    scale = torch.tensor([1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0], dtype=torch.float32).unsqueeze(-1) * (
+        0.5 + fraction.sigmoid()
+    )
+    z = (loc + scale * noise).requires_grad_()
+    loc.requires_grad_(), scale.requires_grad_()
+    ours = pairwise_log_prob(dist.Normal(loc, scale).to_event(1), z)
+    assert ours.dtype == torch.float32
+    exact = dist.Normal(loc.double(), scale.double()).log_prob(z.double().unsqueeze(-2)).sum(-1)
+    torch.testing.assert_close(ours.double(), exact, rtol=2e-7, atol=1e-6)
+    for got, expected in zip(
+        torch.autograd.grad(ours.logsumexp(-1).sum(), (z, loc, scale)),
+        torch.autograd.grad(exact.logsumexp(-1).sum(), (z, loc, scale)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_of_any_other_distributions_are_laid_out():
+    q = dist.MultivariateNormal(torch.randn(3, 2), torch.eye(2))
+    z = torch.randn(5, 4, 2)
+    expected = torch.stack([one.log_prob(z) for one in (dist.MultivariateNormal(m, torch.eye(2)) for m in q.loc)], -1)
+    torch.testing.assert_close(pairwise_log_prob(q, z), expected)
+    scalar = dist.Normal(torch.randn(3), 2.0)
+    torch.testing.assert_close(pairwise_log_prob(scalar, z), scalar.log_prob(z.unsqueeze(-1)))

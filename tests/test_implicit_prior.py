@@ -116,6 +116,38 @@ def test_the_likelihood_under_the_known_prior_is_exact(constant):
     assert got.is_reliable
 
 
+class Shifted(nn.Module):
+    """The exact T of posteriors far from p(z), where no draw of p(z) comes, and its log normaliser."""
+
+    def forward(self, z):
+        far = dist.Normal(torch.full_like(z, 9.0), 0.5).to_event(1).log_prob(z)
+        return far - dist.Normal(torch.zeros_like(z), 1.0).to_event(1).log_prob(z) + 1.5
+
+
+def test_a_normaliser_whose_mass_is_far_from_the_prior_needs_the_aggregate():
+    pair, x = Decoded().double(), torch.full((40, 3), 0.0, dtype=torch.float64)
+    with torch.no_grad():
+        pair.linear.weight.zero_()
+        pair.linear.bias.fill_(9.0)
+        pair.log_scale.fill_(math.log(0.7))  # q(z) is wider than exp T(z) p(z), and covers it
+    blind = implicit_log_likelihood(pair, Shifted(), x, num_samples=5, prior_samples=20_000)
+    seen = implicit_log_likelihood(pair, Shifted(), x, num_samples=5, prior_samples=20_000, aggregate=x)
+    print(blind.log_normaliser, seen.log_normaliser)
+    assert blind.log_normaliser.value < -10
+    z = seen.log_normaliser
+    assert abs(z.value - 1.5) < 4 * z.standard_error < 0.1
+    assert seen.per_datum - blind.per_datum == pytest.approx(blind.log_normaliser.value - z.value)
+
+
+@pytest.mark.parametrize("constant", [0.0, 2.0])
+def test_a_normaliser_by_the_aggregate_is_that_by_the_prior_where_both_see_it(constant):
+    pair, x = Decoded(exact=True).double(), rows(300).double()
+    z = implicit_log_likelihood(
+        pair, Exact(constant), x, num_samples=2, prior_samples=30_001, aggregate=Data(Split({"x": x}))
+    ).log_normaliser
+    assert abs(z.value - constant) < 4 * z.standard_error < 0.05
+
+
 def test_a_normaliser_from_few_draws_is_not_reliable():
     far = Exact()
     far.forward = lambda z: 30.0 * z.sum(-1)

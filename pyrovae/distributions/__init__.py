@@ -6,6 +6,7 @@ Those of grey values are over one number, with batch shape that of their paramet
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyrovae.distributions.implicit import Implicit
+from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
@@ -20,4 +21,5 @@ __all__ = [
     "by_element",
     "log_coefficient",
     "masked",
+    "pairwise_log_prob",
 ]

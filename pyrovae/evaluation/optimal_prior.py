@@ -130,7 +130,7 @@ def compare_priors(
         scores: dict[str, list[Tensor]] = {key: [] for key in ("own", OPTIMAL, OWN, *others)}
         with tqdm(total=len(flat), desc="priors", unit="draw", disable=not progress) as bar:
             for points, row in zip(flat.split(chunk), rows.split(chunk), strict=True):
-                log_q = log_posteriors(name, posteriors, points.unsqueeze(1))  # (S, N)
+                log_q = log_posteriors(name, posteriors, points)  # (S, N)
                 scores["own"].append(log_q.gather(1, row.unsqueeze(1)).squeeze(1))
                 scores[OPTIMAL].append(torch.logsumexp(log_q, 1) - math.log(total))
                 scores[OWN].append(log_prior(own_prior, points))

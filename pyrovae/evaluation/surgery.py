@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from tqdm import tqdm
 
+from pyrovae.distributions import pairwise_log_prob
 from pyrovae.evaluation.estimates import with_error
 from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.models.base import random_sites
-from pyrovae.objectives.draws import density
+from pyrovae.objectives.draws import density, scoring
 from pyrovae.objectives.weights import is_point
 
 __all__ = ["Surgery", "surgery"]
@@ -118,14 +119,7 @@ def surgery(
         values = _all_values(posteriors[0])
         if values is None:
             chosen = torch.randint(total, (num_samples,), device=on.device).sort().values
-            starts = torch.tensor([0, *(len(_batch(q)) for q in posteriors)]).cumsum(0)
-            drawn = []
-            for q, start in zip(posteriors, starts.tolist(), strict=False):
-                count = len(_batch(q))
-                rows = chosen[(chosen >= start) & (chosen < start + count)] - start
-                if len(rows):
-                    drawn.append(_draw(q, rows))
-            z = torch.cat(drawn)  # (S, *event), in the order of chosen
+            z = draws(posteriors, chosen)
         else:
             z, chosen = values, None
         pieces = _scores(on, name, posteriors, prior, z, chosen, progress)
@@ -189,6 +183,18 @@ def _batch(q: Distribution) -> range:
     return range(q.batch_shape[0])
 
 
+def draws(posteriors: Sequence[Distribution], chosen: Tensor) -> Tensor:
+    """One draw of q(z | x_n) for each of these rows of all data, in ascending order: (S, *event)."""
+    drawn, start = [], 0
+    for q in posteriors:
+        count = len(_batch(q))
+        rows = chosen[(chosen >= start) & (chosen < start + count)] - start
+        if len(rows):
+            drawn.append(_draw(q, rows))
+        start += count
+    return torch.cat(drawn)
+
+
 def _draw(q: Distribution, rows: Tensor) -> Tensor:
     """One draw of q(z | x_n) for each of these rows, which may repeat: as often as the most frequent row is drawn."""
     counts = torch.bincount(rows, minlength=q.batch_shape[0])
@@ -238,7 +244,7 @@ def _scores(
     parts: list[list[Tensor]] = [[], [], [], []]
     with tqdm(total=len(z), desc="surgery", unit="draw", disable=not progress) as bar:
         for start in range(0, len(z), chunk):
-            points = z[start : start + chunk].unsqueeze(1)  # (S, 1, *event)
+            points = z[start : start + chunk]
             log_q = log_posteriors(name, posteriors, points)  # (S, N)
             aggregate = torch.logsumexp(log_q, 1) - math.log(total)
             parts[0].append(aggregate)
@@ -247,9 +253,11 @@ def _scores(
                 parts[1].append((log_q.exp() * ratio).mean(1))
             else:
                 parts[1].append(log_q.gather(1, chosen[start : start + chunk].unsqueeze(1)).squeeze(1))
-            parts[2].append(log_prior(prior, points.squeeze(1)))
+            parts[2].append(log_prior(prior, points))
             if wide:
-                each = torch.cat([single.log_prob(points).double() for single in singles if single is not None], 1)
+                each = torch.cat(
+                    [single.log_prob(points.unsqueeze(1)).double() for single in singles if single is not None], 1
+                )
                 parts[3].append(torch.logsumexp(each, 1) - math.log(total))  # (S, L)
             bar.update(len(points))
     aggregate, second, p, *_ = (torch.cat(part) if part else torch.empty(0) for part in parts)
@@ -264,8 +272,12 @@ def _scores(
 
 
 def log_posteriors(name: str, posteriors: Sequence[Distribution], points: Tensor) -> Tensor:
-    """log q(z | x_n) of points (S, 1, *event) for all data, (S, N)."""
-    return torch.cat([density(name, q, points).double() for q in posteriors], 1)
+    """log q(z | x_n) of points (S, *event) for all data, (S, N)."""
+    scores = []
+    for q in posteriors:
+        with scoring(name, q):
+            scores.append(pairwise_log_prob(q, points).double())
+    return torch.cat(scores, 1)
 
 
 def log_prior(prior: Distribution, points: Tensor) -> Tensor:

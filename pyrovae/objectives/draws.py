@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -382,10 +383,21 @@ def density(name: str, fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Ten
     """log-density of a site's distribution at a value.
 
     Raises:
+        ValueError: as `scoring` does.
+    """
+    with scoring(name, fn):
+        return fn.log_prob(value, *args, **kwargs)
+
+
+@contextmanager
+def scoring(name: str, fn: Any) -> Iterator[None]:
+    """Say what is wrong where a density can't be computed.
+
+    Raises:
         ValueError: where a transform without inverse did not draw the value itself.
     """
     try:
-        return fn.log_prob(value, *args, **kwargs)
+        yield
     except (KeyError, NotImplementedError) as error:
         raise ValueError(
             f"the density of site {name!r} ({type(fn).__name__}) can't be computed at a value that was not just drawn "

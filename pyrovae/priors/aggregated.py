@@ -3,7 +3,6 @@ r"""Priors that are mixtures of the pair's own posteriors q(z | u_k) at K inputs
 p(z) = sum_k pi_k q(z | u_k)
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -11,9 +10,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
-from torch.distributions import Independent as TorchIndependent
-from torch.distributions import Normal as TorchNormal
 
+from pyrovae.distributions import pairwise_log_prob
 from pyrovae.nets import as_shape
 
 __all__ = ["AggregatedPosterior", "PosteriorMixture", "PosteriorOfInputs"]
@@ -66,18 +64,8 @@ class PosteriorMixture(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         leading = value.shape[: value.dim() - len(self.event_shape)]
-        log_prob = torch.logsumexp(self.logits.log_softmax(-1) + self._component_log_prob(value), -1)
+        log_prob = torch.logsumexp(self.logits.log_softmax(-1) + pairwise_log_prob(self.components, value), -1)
         return log_prob.expand(torch.broadcast_shapes(leading, self.batch_shape))
-
-    def _component_log_prob(self, value: Tensor) -> Tensor:
-        """log q_k(value), (..., K)."""
-        event_dim = len(self.event_shape)
-        match self.components:
-            case TorchIndependent(base_dist=TorchNormal(loc=loc, scale=scale)):
-                return normal_log_prob(value.flatten(value.dim() - event_dim), loc.flatten(1), scale.flatten(1))
-        leading = value.shape[: value.dim() - event_dim]
-        each = value.unsqueeze(-1 - event_dim).expand(*leading, len(self.logits), *self.event_shape)  # (..., K, *event)
-        return self.components.log_prob(each)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -85,25 +73,6 @@ class PosteriorMixture(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         chosen = dist.Categorical(logits=self.logits).sample(shape[: len(shape) - len(self.event_shape)])
         return self.draw(chosen.flatten()).sample().reshape(shape)
-
-
-def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r"""The log-densities of every value under every one of K diagonal Normals, by two matrix products.
-
-    (z - m)^2 / s^2 = z^2 / s^2 - 2 z m / s^2 + m^2 / s^2, whose terms cancel where s is small: in float64 down to the
-    1e-4 that s may come to, where float32 would have no digit left.
-
-    Args:
-        value: z, (..., L).
-        loc, scale: m and s, (K, L).
-
-    Returns:
-        Nats, (..., K), in the dtype of `value`.
-    """
-    z, m, precision = value.double(), loc.double(), scale.double().pow(-2)
-    constant = (m.square() * precision).sum(-1) - precision.log().sum(-1) + m.shape[-1] * math.log(2 * math.pi)
-    squares = z.square() @ precision.mT - 2 * z @ (m * precision).mT + constant
-    return (-squares / 2).to(value.dtype)
 
 
 class PosteriorOfInputs(nn.Module):
