@@ -18,6 +18,7 @@ from typing import Any
 
 import pyro.infer
 import torch
+from matplotlib.axes import Axes
 
 import pyrovae as pv
 from pyrovae import reports
@@ -68,7 +69,7 @@ class Cell:
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
     paper: float | Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
+    evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None  # likelihood_and_units
     load: Callable[[str | None], Data] | None = None
 
 
@@ -82,6 +83,7 @@ class Result:
         cells: by name, in the order in which they run.
         paper, reduced: the paper's schedule, and one for an afternoon on a CPU.
         figure: the key of the figure in a cell's JSON, or the keys of several.
+        pictures: what is drawn of the finished cells of one seed, by name: the file in `examples/results/NAME`.
     """
 
     source: str
@@ -90,11 +92,34 @@ class Result:
     paper: Schedule
     reduced: Schedule
     figure: str | Sequence[str] = "nll"
+    pictures: Callable[[Mapping[str, Finished]], Mapping[str, Axes]] | None = None
 
     @property
     def figures(self) -> Sequence[str]:
         """The keys of its figures."""
         return [self.figure] if isinstance(self.figure, str) else self.figure
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell that has its JSON, and its run where this machine has it.
+
+    Attributes:
+        record: the JSON.
+        make: its data, and a pair like the trained one.
+        folder: the run's.
+    """
+
+    record: dict[str, Any]
+    make: Callable[[], tuple[Any, Data]]
+    folder: Path
+
+    def trained(self) -> tuple[Any, Data]:
+        """The pair and its data."""
+        if not (self.folder / "checkpoints").exists():
+            raise FileNotFoundError(f"{self.folder} is no run on this machine; delete the cell's JSON and run it again")
+        pair, data = self.make()
+        return pv.load(self.folder, pair=pair).pair, data
 
 
 class OutOfTime(pv.Callback):
@@ -110,14 +135,19 @@ class OutOfTime(pv.Callback):
 
 
 def likelihood(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-    """The negative log-likelihood of the test set, in nats, and the latents in use."""
+    """The negative log-likelihood of the test set, in nats."""
     estimate = pv.log_likelihood(pair, data.test, num_samples=num_samples, seed=run.seed)
     return {
         "nll": -estimate.value,
         "standard_error": estimate.standard_error,
         "data_standard_error": estimate.data_standard_error,
-        "active_units": pv.active_units(pair, data.test).count,
     }
+
+
+def likelihood_and_units(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
+    """The same, and the latents in use."""
+    active = pv.active_units(pair, data.test).count
+    return {**likelihood(pair, run, data, num_samples), "active_units": active}
 
 
 def run_cell(
@@ -133,26 +163,24 @@ def run_cell(
 ) -> bool:
     """Train and evaluate one cell with one seed, or go on with it; whether it is finished."""
     cell = result.cells[cell_name]
-    path = record_path(name, schedule, cell_name, seed)
+    path, out = record_path(name, schedule, cell_name, seed), run_folder(name, schedule, cell_name, seed)
     if cell.pair is None or path.exists():
         return True
-    data = (cell.load or result.load)(root)
-    out = Path("runs/reproduce") / name / str(schedule) / path.stem
-    with isolated_random_state(seed):
-        pair = cell.pair(data)
+    pair, data = made(result, cell, seed=seed, root=root)
+    options = {
+        "objective": cell.objective(data, schedule),
+        "validation": False,
+        "max_epochs": schedule.epochs,
+        "batch_size": schedule.batch_size,
+        "lr": schedule.lr,
+        "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
+        "accelerator": device,
+        **cell.options,
+    }
     run = pv.fit(
         pair,
         data,
-        **{
-            "objective": cell.objective(data, schedule),
-            "validation": False,
-            "max_epochs": schedule.epochs,
-            "batch_size": schedule.batch_size,
-            "lr": schedule.lr,
-            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
-            "accelerator": device,
-            **cell.options,
-        },
+        **options,
         seed=seed,
         out=out,
         resume=(out / "checkpoints").exists(),
@@ -161,12 +189,12 @@ def run_cell(
     if run.interrupted:
         return False
     record = {
-        **(cell.evaluate or likelihood)(run.pair, run, data, schedule.num_samples),
+        "num_samples": schedule.num_samples,
+        **(cell.evaluate or likelihood_and_units)(run.pair, run, data, schedule.num_samples),
         "cell": cell_name,
         "paper": cell.paper,
-        "num_samples": schedule.num_samples,
         "epochs": run.epoch,
-        "batch_size": schedule.batch_size,
+        "batch_size": options["batch_size"],
         "seed": seed,
         "fit_seconds": run.seconds,
         "versions": reports.versions(),
@@ -181,6 +209,19 @@ def run_cell(
 def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     """Where a cell's figures are kept."""
     return RESULTS / name / str(schedule) / f"{_stem(cell)}_seed_{seed}.json"
+
+
+def run_folder(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
+    """Where a cell's run is kept."""
+    return Path("runs/reproduce") / name / str(schedule) / f"{_stem(cell)}_seed_{seed}"
+
+
+def made(result: Result, cell: Cell, *, seed: int, root: str | None) -> tuple[Any, Data]:
+    """A cell's pair before training, and its data."""
+    assert cell.pair is not None
+    data = (cell.load or result.load)(root)
+    with isolated_random_state(seed):
+        return cell.pair(data), data
 
 
 def _stem(cell: str) -> str:
@@ -243,3 +284,18 @@ def reproduce(
             if not run_cell(name, result, cell, schedule=schedule, seed=seed, deadline=deadline, **where):
                 print(f"out of time in {cell}, seed {seed}; the same command goes on with it", flush=True)
                 return
+
+
+def draw(name: str, result: Result, *, schedule: Schedule, seed: int, root: str | None = None) -> list[Path]:
+    """Draw a result's pictures of the cells that are finished."""
+    finished = {
+        cell_name: Finished(
+            json.loads(path.read_text()),
+            partial(made, result, cell, seed=seed, root=root),
+            run_folder(name, schedule, cell_name, seed),
+        )
+        for cell_name, cell in result.cells.items()
+        if (path := record_path(name, schedule, cell_name, seed)).exists()
+    }
+    drawn = result.pictures(finished) if result.pictures else {}
+    return [pv.plots.save(ax, RESULTS / name / f"{title}.png") for title, ax in drawn.items()]
