@@ -725,6 +725,9 @@ def test_a_context_is_asked_for():
             prior()
     with pytest.raises(ValueError, match=r"one-hot labels have shape \(5, 4\), the prior has 3 classes"):
         ClassConditional(2, num_classes=3, prior=mixture)(torch.zeros(5, 4))
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=r"IntegerInterval\(lower_bound=0, upper_bound=2\)"):
+            ClassConditional(2, num_classes=3, prior=mixture)(torch.tensor([0, label]))
 
 
 # Pairs ----------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ class ClassConditional(nn.Module):
 
     Raises:
         TypeError: if a size is not an int.
-        ValueError: if a size is not positive, or at the call if there is no context, or one-hot labels of another C.
+        ValueError: if a size is not positive, or at the call if there is no context, one-hot labels of another C, or a
+            label that is not among 0 ... C - 1 (in eager steps, where torch validates arguments).
 
     >>> from functools import partial
     >>> from pyrovae.priors import GaussianMixture
@@ -114,11 +115,14 @@ class ClassConditional(nn.Module):
 class _Picked(TorchDistribution):
     """The one of several distributions, of batch shape (), that a label picks; y has the batch shape."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
     def __init__(self, each: list[TorchDistribution], y: Tensor, validate_args: bool | None = None) -> None:
         self.each, self.y = each, y
         super().__init__(y.shape, each[0].event_shape, validate_args=validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Which labels there are: torch names one that is not, where it validates arguments."""
+        return {"y": constraints.integer_interval(0, len(self.each) - 1)}
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         new = self._get_checked_instance(type(self), _instance)
