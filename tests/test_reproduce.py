@@ -9,7 +9,7 @@ import torch
 import pyrovae as pv
 from examples.reproduce import runner
 from examples.reproduce.__main__ import NAMES
-from examples.reproduce.runner import Cell, Result, Schedule, reproduce, table
+from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce, table
 
 
 def small(data):
@@ -97,6 +97,47 @@ def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
     assert lines[5] == "| quoted | 0.40 | quoted |  | quoted |  |  |  |  |  |"
     assert lines[6] == "| new |  | not run yet |  | not run yet |  |  |  |  |  |"
     assert {line.count("|") for line in lines[2:]} == {11}
+
+
+def test_a_table_without_papers_has_no_column_of_them():
+    nobodys = dataclasses.replace(RESULT, figure=("mig", "score"), cells={"ran": Cell(small, paper={"score": 1.0})})
+    titles = table("several", nobodys).splitlines()[2]
+    assert "mig, ours" in titles
+    assert "mig, paper" not in titles
+    assert "score, paper" in titles
+
+
+def test_a_record_says_with_what_a_cell_ran(tmp_path):
+    """Options go before the schedule, and what an evaluation says of itself too."""
+    cell = Cell(small, options={"batch_size": 200}, evaluate=lambda *_: {"nll": 1.0, "num_samples": 3})
+    with torch.random.fork_rng():
+        result = dataclasses.replace(RESULT, cells={"own": cell})
+        schedule = dataclasses.replace(RESULT.reduced, epochs=1)
+        reproduce("own", result, cells=["own"], seeds=[0], schedule=schedule, budget=10.0, device="cpu")
+    record = records(tmp_path / "results")["own_seed_0"]
+    assert (record["batch_size"], record["num_samples"], record["nll"]) == (200, 3, 1.0)
+    steps = pv.load(tmp_path / "runs" / "reproduce" / "own" / str(schedule) / "own_seed_0").step
+    assert steps == 8  # 1437 rows
+
+
+def test_pictures_are_of_the_finished_cells(tmp_path):
+    def pictures(finished):
+        (cell,) = finished.values()
+        trained, data = cell.trained()
+        assert cell.record["cell"] == "VAE 1"
+        found = -pv.log_likelihood(trained, data.test, num_samples=10, seed=3).value
+        assert found == cell.record["nll"]
+        return {"histogram": pv.plots.rows(data.test["x"][None, :2], ["image"])}
+
+    drawn = dataclasses.replace(RESULT, pictures=pictures)
+    run(cells=["VAE 1"], seeds=[3])
+    (path,) = draw("small", drawn, schedule=RESULT.reduced, seed=3)
+    assert path == tmp_path / "results" / "small" / "histogram.png"
+    assert path.stat().st_size > 1000
+    assert draw("small", RESULT, schedule=RESULT.reduced, seed=3) == []
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="vae_1_seed_3 is no run on this machine; delete the cell's JSON"):
+        draw("small", drawn, schedule=RESULT.reduced, seed=3)
 
 
 def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):

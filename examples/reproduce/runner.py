@@ -230,22 +230,33 @@ def _stem(cell: str) -> str:
 
 def table(name: str, result: Result) -> str:
     """The table so far, a row for each cell and setting, from the JSON alone."""
+    papers = {cell_name: _papers(result, cell) for cell_name, cell in result.cells.items()}
+    quoted = {key for paper in papers.values() for key in paper}
+    columns = [(key, whose) for key in result.figures for whose in ("paper", OURS) if whose == OURS or key in quoted]
     several = len(result.figures) > 1
-    titles = [f"{key}, {whose}" if several else whose for key in result.figures for whose in ("paper", OURS)]
-    titles = ["cell", *titles, "seeds", *SETTING]
+    titles = ["cell", *(f"{key}, {whose}" if several else whose for key, whose in columns), "seeds", *SETTING]
     lines = [result.source, "", _row(titles), "|---" * len(titles) + "|"]
     for cell_name, cell in result.cells.items():
-        papers = cell.paper if isinstance(cell.paper, Mapping) else {result.figures[0]: cell.paper}
         settings: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
         absent = "not run yet" if cell.pair is not None else "quoted"
         for records in list(settings.values()) or [[]]:
-            pairs = [(_figure(papers.get(key)), _spread(key, records) or absent) for key in result.figures]
-            figures = [figure for pair in pairs for figure in pair]
+            paper = papers[cell_name]
+            figures = [
+                _figure(paper.get(key)) if whose == "paper" else _spread(key, records) or absent
+                for key, whose in columns
+            ]
             setting = [str(records[0][key]) if records else "" for key in SETTING]
             lines.append(_row([cell_name, *figures, str(len(records) or ""), *setting]))
     return "\n".join(lines)
+
+
+def _papers(result: Result, cell: Cell) -> Mapping[str, float]:
+    """The paper's figures by their keys."""
+    if isinstance(cell.paper, Mapping):
+        return cell.paper
+    return {} if cell.paper is None else {result.figures[0]: cell.paper}
 
 
 def _row(parts: Sequence[str]) -> str:
