@@ -163,6 +163,8 @@ def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):
 def test_every_table_is_printed_from_the_repository(name, monkeypatch):
     monkeypatch.undo()
     assert NAMES[name].source in table(name, NAMES[name])
+    schedule = NAMES[name].reduced
+    assert len({runner.record_path(name, schedule, cell, 0) for cell in NAMES[name].cells}) == len(NAMES[name].cells)
     for cell in NAMES[name].cells.values():
         papers = cell.paper if isinstance(cell.paper, dict) else {NAMES[name].figures[0]: cell.paper}
         assert set(papers) <= set(NAMES[name].figures)

@@ -225,7 +225,7 @@ def made(result: Result, cell: Cell, *, seed: int, root: str | None) -> tuple[An
 
 
 def _stem(cell: str) -> str:
-    return cell.lower().replace(" ", "_")
+    return cell.lower().replace(",", "").replace(" ", "_")
 
 
 def table(name: str, result: Result) -> str:
