@@ -44,18 +44,6 @@ def main() -> None:
         values = [run[name] for run in inpainting]
         deviation = f"± {statistics.stdev(values):.3f} nats, {len(values)} seeds"
         print(f"digits, a hidden pixel, {name}: {statistics.mean(values):.3f} {deviation}")
-    for run in seeds("quadrants"):
-        each = ", ".join(f"{name} {run[name]['nats_of_hidden_pixels']:.1f}" for name in ("feed_forward", "cvae"))
-        print(f"{run['data']}, {run['hidden']} hidden quadrants, nats of the hidden pixels: {each}")
-    for run in seeds("ladder"):
-        for name in [key for key in run if key.endswith("VAE") or "warm-up" in key]:
-            units = ", ".join(run[name]["units_above_0.01_nats"].values())
-            print(
-                f"{run['data']}, {name} {run['latent_dims']}, NLL {run[name]['nll']:.2f}, units above 0.01 nats {units}"
-            )
-    for run in seeds("topics"):
-        perplexities = " / ".join(f"{run[key]:.0f}" for key in ("perplexity", "perplexity_100_samples"))
-        print(f"20 Newsgroups, {run['model']}: perplexity {perplexities} (100 samples), NPMI {run['npmi']:.2f}")
     capacity = json.loads((RESULTS / "capacity.json").read_text())
     for split in ("train", "test"):
         values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]

@@ -46,6 +46,7 @@ from pyrovae.models import (
     PartialVAE,
     PosteriorMatching,
     ProdLDA,
+    SigmoidBeliefNet,
 )
 from pyrovae.models.base import (
     Pair,
@@ -156,6 +157,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Run",
+    "SigmoidBeliefNet",
     "TiltedPair",
     "TotalCorrelation",
     "WakeSleep",

@@ -413,6 +413,11 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         ),
         (bits(1, 6, 5),),
     ),
+    "SigmoidBeliefNet": lambda: (models.SigmoidBeliefNet(6, (3, 2)), (bits(6),)),
+    "SigmoidBeliefNet of deeper networks": lambda: (
+        models.SigmoidBeliefNet(6, (3,), hidden=(5,)),
+        (bits(6),),
+    ),
     "NormalizingFlow": lambda: (models.NormalizingFlow(3, num_layers=3, hidden=(16,)), (uniform(3),)),
     "NormalizingFlow of splines": lambda: (
         models.NormalizingFlow((1, 2, 2), num_layers=2, hidden=(16,), coupling=flow.SplineCoupling),
@@ -612,12 +617,24 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
 
 UNSCORED = ("adversarial VB", "joint ratio", "adversarial autoencoder")  # ask for no density of the guide
 
+PATHLESS = ("VIMCO 3", "reweighted wake", "reweighted wake and sleep", "wake-sleep", "Trace_ELBO")  # take any samples
+
 LOOSE = (
     "ELBO beta 2",
     "beta per site",
     "free bits",
     "free bits by dimension",
 )  # no better than log p(x) less something, whatever the guide
+
+
+def sites(function: Callable[..., Any], *batch: Any) -> dict[str, Any]:
+    return {site["name"]: site for site in random_sites(poutine.trace(function).get_trace(*batch))}
+
+
+def pathwise(pair: Any, *batch: Tensor) -> bool:
+    """Whether the guide's samples let gradients by, those that are not summed."""
+    drawn = [site for site in sites(pair.guide, *batch).values() if "enumerate" not in site["infer"]]
+    return all(site["fn"].has_rsample for site in drawn)
 
 
 def made(name: str, seed: int = 0) -> tuple[Any, tuple[Tensor, ...]]:
@@ -630,12 +647,14 @@ with pyro.get_param_store().scope(), torch.random.fork_rng():
     ALL = {name: make() for name, make in PAIRS.items()}
     KNOWN = {name: structure(pair, *batch) for name, (pair, batch) in ALL.items()}
     OWN = [name for name, (pair, _) in ALL.items() if isinstance(pair, Pair)]
+    PATHWISE = [name for name, (pair, batch) in ALL.items() if pathwise(pair, *batch)]
     DESCRIBED = [name for name, (pair, _) in ALL.items() if describe(pair) is not None]
 DENSE = [name for name in PAIRS if dense(KNOWN[name])]
 
 
 def fits(pair: str, objective: str, valid: Valid) -> bool:
-    return valid(KNOWN[pair]) and (pair in DENSE or objective in UNSCORED)
+    has_what_it_takes = (pair in DENSE or objective in UNSCORED) and (pair in PATHWISE or objective in PATHLESS)
+    return has_what_it_takes and valid(KNOWN[pair])
 
 
 CASES = [(pair, name) for pair in PAIRS for name, (_, valid) in OBJECTIVES.items() if fits(pair, name, valid)]
@@ -644,10 +663,6 @@ CASES = [(pair, name) for pair in PAIRS for name, (_, valid) in OBJECTIVES.items
 def an_objective(pair: str) -> pyro.infer.ELBO:
     """The ELBO, or what a pair without some density is trained with."""
     return OBJECTIVES[next(objective for name, objective in CASES if name == pair)][0]()
-
-
-def sites(function: Callable[..., Any], *batch: Any) -> dict[str, Any]:
-    return {site["name"]: site for site in random_sites(poutine.trace(function).get_trace(*batch))}
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

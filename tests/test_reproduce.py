@@ -1,5 +1,6 @@
 """The shared runner of reproduced tables, on a small one."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import pyrovae as pv
 from examples.reproduce import runner
 from examples.reproduce.__main__ import NAMES
-from examples.reproduce.runner import Cell, Result, Schedule, reproduce, table
+from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce, table
 
 
 def small(data):
@@ -76,13 +77,95 @@ def test_table_has_mean_and_spread_and_says_what_has_not_run(tmp_path):
         record = {"nll": nll, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
         (folder / f"vae_1_seed_{seed}.json").write_text(json.dumps(record))
     lines = table("small", RESULT).splitlines()
-    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 | 2 | 6 | 128 | 10 | cpu |" in lines
-    assert "| IWAE 5 |  | not run yet | | | | | |" in lines
+    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 (20.00, 21.00, 22.00) | 2 | 6 | 128 | 10 | cpu |" in lines
+    assert "| IWAE 5 |  | not run yet |  |  |  |  |  |" in lines
+
+
+def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
+    folder = tmp_path / "results" / "several" / "one"
+    folder.mkdir(parents=True)
+    for seed, (mig, score) in enumerate([(0.1, 0.5), (0.2, 0.9), (0.6, 0.7)]):
+        record = {"mig": mig, "score": score, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        (folder / f"ran_seed_{seed}.json").write_text(json.dumps(record))
+    cells = {"ran": Cell(small, paper={"score": 0.82}), "quoted": Cell(None, paper={"mig": 0.4}), "new": Cell(small)}
+    several = dataclasses.replace(RESULT, figure=("mig", "score"), cells=cells)
+    lines = table("several", several).splitlines()
+    ours = "ours, mean ± sd (min, median, max)"
+    assert lines[2].startswith(f"| cell | mig, paper | mig, {ours} | score, paper | score, {ours} | seeds |")
+    found = "| ran |  | 0.30 ± 0.26 (0.10, 0.20, 0.60) | 0.82 | 0.70 ± 0.20 (0.50, 0.70, 0.90) | 3 |"
+    assert lines[4] == f"{found} 6 | 128 | 10 | cpu |"
+    assert lines[5] == "| quoted | 0.40 | quoted |  | quoted |  |  |  |  |  |"
+    assert lines[6] == "| new |  | not run yet |  | not run yet |  |  |  |  |  |"
+    assert {line.count("|") for line in lines[2:]} == {11}
+
+
+def test_a_table_without_papers_has_no_column_of_them():
+    nobodys = dataclasses.replace(RESULT, figure=("mig", "score"), cells={"ran": Cell(small, paper={"score": 1.0})})
+    titles = table("several", nobodys).splitlines()[2]
+    assert "mig, ours" in titles
+    assert "mig, paper" not in titles
+    assert "score, paper" in titles
+
+
+def test_a_record_says_with_what_a_cell_ran(tmp_path):
+    """Options go before the schedule, and what an evaluation says of itself too."""
+    cell = Cell(small, options={"batch_size": 200}, evaluate=lambda *_: {"nll": 1.0, "num_samples": 3})
+    with torch.random.fork_rng():
+        result = dataclasses.replace(RESULT, cells={"own": cell})
+        schedule = dataclasses.replace(RESULT.reduced, epochs=1)
+        reproduce("own", result, cells=["own"], seeds=[0], schedule=schedule, budget=10.0, device="cpu")
+    record = records(tmp_path / "results")["own_seed_0"]
+    assert (record["batch_size"], record["num_samples"], record["nll"]) == (200, 3, 1.0)
+    steps = pv.load(tmp_path / "runs" / "reproduce" / "own" / str(schedule) / "own_seed_0").step
+    assert steps == 8  # 1437 rows
+
+
+def test_pictures_are_of_the_finished_cells(tmp_path):
+    def pictures(finished):
+        (cell,) = finished.values()
+        trained, data = cell.trained()
+        assert cell.record["cell"] == "VAE 1"
+        found = -pv.log_likelihood(trained, data.test, num_samples=10, seed=3).value
+        assert found == cell.record["nll"]
+        return {"histogram": pv.plots.rows(data.test["x"][None, :2], ["image"])}
+
+    drawn = dataclasses.replace(RESULT, pictures=pictures)
+    run(cells=["VAE 1"], seeds=[3])
+    (path,) = draw("small", drawn, schedule=RESULT.reduced, seed=3)
+    assert path == tmp_path / "results" / "small" / "histogram.png"
+    assert path.stat().st_size > 1000
+    assert draw("small", RESULT, schedule=RESULT.reduced, seed=3) == []
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="vae_1_seed_3 is no run on this machine; delete the cell's JSON"):
+        draw("small", drawn, schedule=RESULT.reduced, seed=3)
+
+
+def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):
+    few = pv.data.load("digits").test
+    cells = {
+        "half": Cell(small, load=lambda root: pv.data.Data(few, test=few.subset(range(20)))),
+        "quoted": Cell(None, paper=1.0),
+    }
+    reproduced = dataclasses.replace(RESULT, cells=cells, load=lambda root: pytest.fail("that is not its data"))
+    with torch.random.fork_rng():
+        reproduce("own", reproduced, cells=list(cells), seeds=[0], schedule=RESULT.reduced, budget=10.0, device="cpu")
+    estimate = pv.log_likelihood(
+        pv.load(tmp_path / "runs" / "reproduce" / "own" / str(RESULT.reduced) / "half_seed_0").pair,
+        few.subset(range(20)),
+        num_samples=10,
+        seed=0,
+    )
+    assert records(tmp_path / "results")["half_seed_0"]["nll"] == -estimate.value
+    assert list(records(tmp_path / "results")) == ["half_seed_0"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_is_printed_from_the_repository(name, monkeypatch):
     monkeypatch.undo()
     assert NAMES[name].source in table(name, NAMES[name])
+    schedule = NAMES[name].reduced
+    assert len({runner.record_path(name, schedule, cell, 0) for cell in NAMES[name].cells}) == len(NAMES[name].cells)
     for cell in NAMES[name].cells.values():
-        assert cell.paper is None or cell.paper > 0
+        papers = cell.paper if isinstance(cell.paper, dict) else {NAMES[name].figures[0]: cell.paper}
+        assert set(papers) <= set(NAMES[name].figures)
+        assert all(paper is None or paper > 0 for paper in papers.values())

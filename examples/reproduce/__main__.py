@@ -1,7 +1,8 @@
 """Reproduce a paper's table: `python -m examples.reproduce iwae --budget 60`, as often as it takes.
 
     python -m examples.reproduce NAME [--cell CELL ...] [--seeds 0 1 2] [--schedule paper|reduced] [--budget MINUTES]
-    python -m examples.reproduce --table        prints the tables from the JSON in examples/results alone
+    python -m examples.reproduce NAME --pictures    draws what the result has of pictures, of the first of the seeds
+    python -m examples.reproduce --table            prints the tables from the JSON in examples/results alone
 
 Real data are read from the folder that --root or PYROVAE_DATA names; nothing is downloaded.
 """
@@ -11,10 +12,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import iwae, posteriors, priors
-from examples.reproduce.runner import reproduce, table
+from examples.reproduce import avb, conv, cvae, iwae, ladder, posteriors, priors, rws, topics
+from examples.reproduce.runner import draw, reproduce, table
 
-NAMES = {"iwae": iwae.RESULT, "priors": priors.RESULT, "posteriors": posteriors.RESULT}
+NAMES = {
+    "iwae": iwae.RESULT,
+    "cvae": cvae.RESULT,
+    "topics": topics.RESULT,
+    "priors": priors.RESULT,
+    "posteriors": posteriors.RESULT,
+    "ladder": ladder.RESULT,
+    "ladder_digits": ladder.DIGITS,
+    "conv": conv.RESULT,
+    "avb": avb.RESULT,
+    "rws": rws.RESULT,
+}
 
 
 def main() -> None:
@@ -30,6 +42,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which to stop")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--root", default=None, help="folder of torchvision's data sets; default PYROVAE_DATA")
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures of finished cells, run nothing")
     parser.add_argument("--table", action="store_true", help="print what there is so far")
     options = parser.parse_args()
     if options.name is None and not options.table:
@@ -41,12 +54,17 @@ def main() -> None:
         if unknown := [cell for cell in cells if cell not in result.cells]:
             parser.error(f"{options.name} has no cells {unknown}; it has {', '.join(map(repr, result.cells))}")
         changed = {key: value for key in ("epochs", "num_samples") if (value := getattr(options, key)) is not None}
+        schedule = dataclasses.replace(getattr(result, options.schedule), **changed)
+        if options.pictures:
+            drawn = draw(options.name, result, schedule=schedule, seed=options.seeds[0], root=options.root)
+            print(*drawn, sep="\n")
+            return
         reproduce(
             options.name,
             result,
             cells=cells,
             seeds=options.seeds,
-            schedule=dataclasses.replace(getattr(result, options.schedule), **changed),
+            schedule=schedule,
             budget=options.budget,
             device=options.device,
             root=options.root,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyro.infer
 import torch
+from matplotlib.axes import Axes
 
 import pyrovae as pv
 from pyrovae import reports
@@ -25,6 +26,8 @@ from pyrovae.data import Data
 from pyrovae.models.base import isolated_random_state
 
 RESULTS = Path(__file__).parents[1] / "results"
+OURS = "ours, mean ± sd (min, median, max)"
+SETTING = ("epochs", "batch_size", "num_samples", "device")  # of a record, shown in the table
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,20 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        pair: what is trained, made for the data.
+        pair: what is trained, made for the data; None where the paper's figure is quoted beside ours and nothing runs.
         objective: called with the data and the schedule.
-        paper: the paper's figure.
+        paper: the paper's figure; where a result has several, those that the paper has, by their keys.
         options: further arguments of `pyrovae.fit`.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
+        load: the cell's data, where they are not the result's.
     """
 
-    pair: Callable[[Data], Any]
+    pair: Callable[[Data], Any] | None
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
-    paper: float | None = None
+    paper: float | Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
+    evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None  # likelihood_and_units
+    load: Callable[[str | None], Data] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Result:
         load: the data, from torchvision's folder.
         cells: by name, in the order in which they run.
         paper, reduced: the paper's schedule, and one for an afternoon on a CPU.
-        figure: the key of the figure in a cell's JSON.
+        figure: the key of the figure in a cell's JSON, or the keys of several.
+        pictures: what is drawn of the finished cells of one seed, by name: the file in `examples/results/NAME`.
     """
 
     source: str
@@ -85,7 +91,35 @@ class Result:
     cells: Mapping[str, Cell]
     paper: Schedule
     reduced: Schedule
-    figure: str = "nll"
+    figure: str | Sequence[str] = "nll"
+    pictures: Callable[[Mapping[str, Finished]], Mapping[str, Axes]] | None = None
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """The keys of its figures."""
+        return [self.figure] if isinstance(self.figure, str) else self.figure
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell that has its JSON, and its run where this machine has it.
+
+    Attributes:
+        record: the JSON.
+        make: its data, and a pair like the trained one.
+        folder: the run's.
+    """
+
+    record: dict[str, Any]
+    make: Callable[[], tuple[Any, Data]]
+    folder: Path
+
+    def trained(self) -> tuple[Any, Data]:
+        """The pair and its data."""
+        if not (self.folder / "checkpoints").exists():
+            raise FileNotFoundError(f"{self.folder} is no run on this machine; delete the cell's JSON and run it again")
+        pair, data = self.make()
+        return pv.load(self.folder, pair=pair).pair, data
 
 
 class OutOfTime(pv.Callback):
@@ -101,14 +135,19 @@ class OutOfTime(pv.Callback):
 
 
 def likelihood(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-    """The negative log-likelihood of the test set, in nats, and the latents in use."""
+    """The negative log-likelihood of the test set, in nats."""
     estimate = pv.log_likelihood(pair, data.test, num_samples=num_samples, seed=run.seed)
     return {
         "nll": -estimate.value,
         "standard_error": estimate.standard_error,
         "data_standard_error": estimate.data_standard_error,
-        "active_units": pv.active_units(pair, data.test).count,
     }
+
+
+def likelihood_and_units(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
+    """The same, and the latents in use."""
+    active = pv.active_units(pair, data.test).count
+    return {**likelihood(pair, run, data, num_samples), "active_units": active}
 
 
 def run_cell(
@@ -124,26 +163,24 @@ def run_cell(
 ) -> bool:
     """Train and evaluate one cell with one seed, or go on with it; whether it is finished."""
     cell = result.cells[cell_name]
-    path = record_path(name, schedule, cell_name, seed)
-    if path.exists():
+    path, out = record_path(name, schedule, cell_name, seed), run_folder(name, schedule, cell_name, seed)
+    if cell.pair is None or path.exists():
         return True
-    data = result.load(root)
-    out = Path("runs/reproduce") / name / str(schedule) / path.stem
-    with isolated_random_state(seed):
-        pair = cell.pair(data)
+    pair, data = made(result, cell, seed=seed, root=root)
+    options = {
+        "objective": cell.objective(data, schedule),
+        "validation": False,
+        "max_epochs": schedule.epochs,
+        "batch_size": schedule.batch_size,
+        "lr": schedule.lr,
+        "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
+        "accelerator": device,
+        **cell.options,
+    }
     run = pv.fit(
         pair,
         data,
-        **{
-            "objective": cell.objective(data, schedule),
-            "validation": False,
-            "max_epochs": schedule.epochs,
-            "batch_size": schedule.batch_size,
-            "lr": schedule.lr,
-            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
-            "accelerator": device,
-            **cell.options,
-        },
+        **options,
         seed=seed,
         out=out,
         resume=(out / "checkpoints").exists(),
@@ -152,12 +189,12 @@ def run_cell(
     if run.interrupted:
         return False
     record = {
-        **(cell.evaluate or likelihood)(run.pair, run, data, schedule.num_samples),
+        "num_samples": schedule.num_samples,
+        **(cell.evaluate or likelihood_and_units)(run.pair, run, data, schedule.num_samples),
         "cell": cell_name,
         "paper": cell.paper,
-        "num_samples": schedule.num_samples,
         "epochs": run.epoch,
-        "batch_size": schedule.batch_size,
+        "batch_size": options["batch_size"],
         "seed": seed,
         "fit_seconds": run.seconds,
         "versions": reports.versions(),
@@ -165,7 +202,7 @@ def run_cell(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     reports.write_json(record, path)
-    print(f"{cell_name}, seed {seed}: {result.figure} {record[result.figure]:.2f}", flush=True)
+    print(f"{cell_name}, seed {seed}:", ", ".join(f"{key} {record[key]:.4g}" for key in result.figures), flush=True)
     return True
 
 
@@ -174,32 +211,69 @@ def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     return RESULTS / name / str(schedule) / f"{_stem(cell)}_seed_{seed}.json"
 
 
+def run_folder(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
+    """Where a cell's run is kept."""
+    return Path("runs/reproduce") / name / str(schedule) / f"{_stem(cell)}_seed_{seed}"
+
+
+def made(result: Result, cell: Cell, *, seed: int, root: str | None) -> tuple[Any, Data]:
+    """A cell's pair before training, and its data."""
+    assert cell.pair is not None
+    data = (cell.load or result.load)(root)
+    with isolated_random_state(seed):
+        return cell.pair(data), data
+
+
 def _stem(cell: str) -> str:
-    return cell.lower().replace(" ", "_")
+    return cell.lower().replace(",", "").replace(" ", "_")
 
 
 def table(name: str, result: Result) -> str:
     """The table so far, a row for each cell and setting, from the JSON alone."""
-    lines = [
-        f"{result.source}",
-        "",
-        "| cell | paper | ours, mean ± sd | seeds | epochs | batch | samples | device |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    papers = {cell_name: _papers(result, cell) for cell_name, cell in result.cells.items()}
+    quoted = {key for paper in papers.values() for key in paper}
+    columns = [(key, whose) for key in result.figures for whose in ("paper", OURS) if whose == OURS or key in quoted]
+    several = len(result.figures) > 1
+    titles = ["cell", *(f"{key}, {whose}" if several else whose for key, whose in columns), "seeds", *SETTING]
+    lines = [result.source, "", _row(titles), "|---" * len(titles) + "|"]
     for cell_name, cell in result.cells.items():
-        paper = "" if cell.paper is None else f"{cell.paper:.2f}"
         settings: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-        for records in settings.values():
-            first, values = records[0], [record[result.figure] for record in records]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            ours = f"{statistics.mean(values):.2f}{spread}"
-            setting = f"{first['epochs']} | {first['batch_size']} | {first['num_samples']} | {first['device']}"
-            lines.append(f"| {cell_name} | {paper} | {ours} | {len(values)} | {setting} |")
-        if not settings:
-            lines.append(f"| {cell_name} | {paper} | not run yet | | | | | |")
+        absent = "not run yet" if cell.pair is not None else "quoted"
+        for records in list(settings.values()) or [[]]:
+            paper = papers[cell_name]
+            figures = [
+                _figure(paper.get(key)) if whose == "paper" else _spread(key, records) or absent
+                for key, whose in columns
+            ]
+            setting = [str(records[0][key]) if records else "" for key in SETTING]
+            lines.append(_row([cell_name, *figures, str(len(records) or ""), *setting]))
     return "\n".join(lines)
+
+
+def _papers(result: Result, cell: Cell) -> Mapping[str, float]:
+    """The paper's figures by their keys."""
+    if isinstance(cell.paper, Mapping):
+        return cell.paper
+    return {} if cell.paper is None else {result.figures[0]: cell.paper}
+
+
+def _row(parts: Sequence[str]) -> str:
+    return f"| {' | '.join(parts)} |"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _spread(key: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean, deviation and extremes over the seeds."""
+    values = [record[key] for record in records]
+    if len(values) < 2:
+        return "".join(map(_figure, values))
+    extremes = ", ".join(map(_figure, (min(values), statistics.median(values), max(values))))
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({extremes})"
 
 
 def reproduce(
@@ -221,3 +295,18 @@ def reproduce(
             if not run_cell(name, result, cell, schedule=schedule, seed=seed, deadline=deadline, **where):
                 print(f"out of time in {cell}, seed {seed}; the same command goes on with it", flush=True)
                 return
+
+
+def draw(name: str, result: Result, *, schedule: Schedule, seed: int, root: str | None = None) -> list[Path]:
+    """Draw a result's pictures of the cells that are finished."""
+    finished = {
+        cell_name: Finished(
+            json.loads(path.read_text()),
+            partial(made, result, cell, seed=seed, root=root),
+            run_folder(name, schedule, cell_name, seed),
+        )
+        for cell_name, cell in result.cells.items()
+        if (path := record_path(name, schedule, cell_name, seed)).exists()
+    }
+    drawn = result.pictures(finished) if result.pictures else {}
+    return [pv.plots.save(ax, RESULTS / name / f"{title}.png") for title, ax in drawn.items()]

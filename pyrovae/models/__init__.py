@@ -1,5 +1,6 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
+from pyrovae.models.belief_net import SigmoidBeliefNet
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
@@ -18,4 +19,5 @@ __all__ = [
     "PartialVAE",
     "PosteriorMatching",
     "ProdLDA",
+    "SigmoidBeliefNet",
 ]

@@ -35,6 +35,7 @@ class _TopDown(Pair):
         encoder: Slot | None,
         decoder: Slot | None,
         prior: Slot,
+        conditional: Slot,
         posterior: Slot,
         likelihood: Slot,
         encodes_features: bool,
@@ -59,17 +60,19 @@ class _TopDown(Pair):
         self.decoders = nn.ModuleList([filled("decoder", made, first, self.event_shape), *inner])
 
         self.prior = filled("prior", prior, dims[-1])
-        if len(dims) > 1 and isinstance(posterior, nn.Module):
-            raise TypeError(
-                f"posterior is one {type(posterior).__name__} for {len(dims)} layers, which each have their own; pass "
-                "a class that makes them"
-            )
+        for name, part, layers in (("posterior", posterior, len(dims)), ("conditional", conditional, len(above))):
+            if layers > 1 and isinstance(part, nn.Module):
+                raise TypeError(
+                    f"{name} is one {type(part).__name__} for {layers} layers, which each have their own; pass a class "
+                    "that makes them"
+                )
         self.posteriors = nn.ModuleList(
             filled("posterior", posterior, shape, dim) for shape, dim in zip(features, dims, strict=True)
         )
         self.likelihood = filled("likelihood", likelihood, feature_shape(self.decoders[0], (first,)), self.event_shape)
         self.conditionals = nn.ModuleList(
-            SoftplusNormal(network.feature_shape, dim) for network, dim in zip(inner, dims[:-1], strict=True)
+            filled("conditional", conditional, network.feature_shape, dim)
+            for network, dim in zip(inner, dims[:-1], strict=True)
         )
 
     def model(self, x: Tensor) -> None:
@@ -88,7 +91,7 @@ class _TopDown(Pair):
 class HierarchicalVAE(_TopDown):
     r"""VAE of L stochastic layers, inferred from the data up.
 
-        zL ~ p(zL)    z_l | z_{l+1} ~ N(loc(z_{l+1}), scale(z_{l+1})^2)    x | z1 ~ p(x | z1)
+        zL ~ p(zL)    z_l | z_{l+1} ~ p(z_l | z_{l+1})    x | z1 ~ p(x | z1)
         q(z1 | x) q(z2 | z1) ... q(zL | z_{L-1})
 
     The guide samples z1 before z2, which z1 depends on in the model, so that only the KL of zL has a closed form:
@@ -104,6 +107,8 @@ class HierarchicalVAE(_TopDown):
         encoder: x (..., *event_shape) to the features of q(z1 | x); as in `VAE`. The others are MLPs of z.
         decoder: z1 (..., latent_dims[0]) to the features of p(x | z1); as in `VAE`. The others are MLPs.
         prior: p(zL); made by `prior(latent_dims[-1])`.
+        conditional: makes each p(z_l | z_{l+1}): `conditional(feature_shape, latent_dims[l])`; default a diagonal
+            Normal whose scale is softplus.
         posterior: makes each q(z_l | z_{l-1}): `posterior(feature_shape, latent_dims[l])`.
         likelihood: p(x | z1); made by `likelihood(feature_shape, event_shape)`.
 
@@ -130,6 +135,7 @@ class HierarchicalVAE(_TopDown):
         encoder: nn.Module | Callable[..., nn.Module] | None = None,
         decoder: nn.Module | Callable[..., nn.Module] | None = None,
         prior: nn.Module | Callable[..., nn.Module] = StandardNormal,
+        conditional: nn.Module | Callable[..., nn.Module] = SoftplusNormal,
         posterior: nn.Module | Callable[..., nn.Module] = DiagonalNormal,
         likelihood: nn.Module | Callable[..., nn.Module] = Bernoulli,
     ) -> None:
@@ -141,6 +147,7 @@ class HierarchicalVAE(_TopDown):
             encoder=encoder,
             decoder=decoder,
             prior=prior,
+            conditional=conditional,
             posterior=posterior,
             likelihood=likelihood,
             encodes_features=False,
@@ -209,6 +216,7 @@ class LadderVAE(_TopDown):
             encoder=encoder,
             decoder=decoder,
             prior=prior,
+            conditional=SoftplusNormal,
             posterior=SoftplusNormal,
             likelihood=likelihood,
             encodes_features=True,

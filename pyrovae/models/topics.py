@@ -107,7 +107,7 @@ class ProdLDA(NVDM):
         latent_dim: number of topics, at least 2.
         hidden: sizes of the encoder's hidden layers.
         dropout: of the encoder's features and of theta; pytorch-avitm's 0.2. With the 0.6 of the authors' code topics
-            of 20 Newsgroups repeat each other (`examples/topics.py`). For parts passed in their own counts.
+            of 20 Newsgroups repeat each other (`examples/reproduce/topics.py`). For parts passed in their own counts.
         encoder: slot of `VAE`. Default: an MLP, softplus, with dropout.
         decoder: z to the likelihood's features. Default: z itself.
         prior, posterior: slots of `VAE`.

@@ -16,6 +16,7 @@ once when its slots are filled: see `AggregatedPosterior`.
 """
 
 from pyrovae.priors.aggregated import AggregatedPosterior
+from pyrovae.priors.bernoulli import FactorisedBernoulli
 from pyrovae.priors.conditional import ClassConditional, ConditionalNormal
 from pyrovae.priors.dirichlet import LaplaceDirichlet
 from pyrovae.priors.flow import Flow, RealNVP, SplineFlow
@@ -27,6 +28,7 @@ __all__ = [
     "AggregatedPosterior",
     "ClassConditional",
     "ConditionalNormal",
+    "FactorisedBernoulli",
     "Flow",
     "GaussianMixture",
     "LaplaceDirichlet",
