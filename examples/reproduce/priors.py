@@ -2,8 +2,8 @@
 
 Two hidden layers of 300 tanh units, 40 latents, the same for all; KL warm-up over a tenth of the epochs. The implicit
 prior's likelihood is estimated: its normaliser is a Monte Carlo mean over draws of prior and aggregated posterior, and
-`ais` checks the rest on the first 50 rows of the test set. Its critic is smaller than the authors' (200-200, 3 steps, against 500-500-500 and 10). No source of
-the paper's own figures has been seen, so that none is quoted.
+`ais` checks the rest on the first 50 rows of the test set. Its critic is smaller than the authors' (200-200, 3 steps,
+against 500-500-500 and 10). No source of the paper's own figures has been seen, so that none is quoted.
 """
 
 from __future__ import annotations
