@@ -1,5 +1,6 @@
 """The shared runner of reproduced tables, on a small one."""
 
+import dataclasses
 import json
 
 import pytest
@@ -76,8 +77,45 @@ def test_table_has_mean_and_spread_and_says_what_has_not_run(tmp_path):
         record = {"nll": nll, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
         (folder / f"vae_1_seed_{seed}.json").write_text(json.dumps(record))
     lines = table("small", RESULT).splitlines()
-    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 | 2 | 6 | 128 | 10 | cpu |" in lines
-    assert "| IWAE 5 |  | not run yet | | | | | |" in lines
+    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 (20.00, 21.00, 22.00) | 2 | 6 | 128 | 10 | cpu |" in lines
+    assert "| IWAE 5 |  | not run yet |  |  |  |  |  |" in lines
+
+
+def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
+    folder = tmp_path / "results" / "several" / "one"
+    folder.mkdir(parents=True)
+    for seed, (mig, score) in enumerate([(0.1, 0.5), (0.2, 0.9), (0.6, 0.7)]):
+        record = {"mig": mig, "score": score, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        (folder / f"ran_seed_{seed}.json").write_text(json.dumps(record))
+    cells = {"ran": Cell(small, paper={"score": 0.82}), "quoted": Cell(None, paper={"mig": 0.4}), "new": Cell(small)}
+    several = dataclasses.replace(RESULT, figure=("mig", "score"), cells=cells)
+    lines = table("several", several).splitlines()
+    ours = "ours, mean ± sd (min, median, max)"
+    assert lines[2].startswith(f"| cell | mig, paper | mig, {ours} | score, paper | score, {ours} | seeds |")
+    found = "| ran |  | 0.30 ± 0.26 (0.10, 0.20, 0.60) | 0.82 | 0.70 ± 0.20 (0.50, 0.70, 0.90) | 3 |"
+    assert lines[4] == f"{found} 6 | 128 | 10 | cpu |"
+    assert lines[5] == "| quoted | 0.40 | quoted |  | quoted |  |  |  |  |  |"
+    assert lines[6] == "| new |  | not run yet |  | not run yet |  |  |  |  |  |"
+    assert {line.count("|") for line in lines[2:]} == {11}
+
+
+def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):
+    few = pv.data.load("digits").test
+    cells = {
+        "half": Cell(small, load=lambda root: pv.data.Data(few, test=few.subset(range(20)))),
+        "quoted": Cell(None, paper=1.0),
+    }
+    reproduced = dataclasses.replace(RESULT, cells=cells, load=lambda root: pytest.fail("that is not its data"))
+    with torch.random.fork_rng():
+        reproduce("own", reproduced, cells=list(cells), seeds=[0], schedule=RESULT.reduced, budget=10.0, device="cpu")
+    estimate = pv.log_likelihood(
+        pv.load(tmp_path / "runs" / "reproduce" / "own" / str(RESULT.reduced) / "half_seed_0").pair,
+        few.subset(range(20)),
+        num_samples=10,
+        seed=0,
+    )
+    assert records(tmp_path / "results")["half_seed_0"]["nll"] == -estimate.value
+    assert list(records(tmp_path / "results")) == ["half_seed_0"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,4 +123,6 @@ def test_every_table_is_printed_from_the_repository(name, monkeypatch):
     monkeypatch.undo()
     assert NAMES[name].source in table(name, NAMES[name])
     for cell in NAMES[name].cells.values():
-        assert cell.paper is None or cell.paper > 0
+        papers = cell.paper if isinstance(cell.paper, dict) else {NAMES[name].figures[0]: cell.paper}
+        assert set(papers) <= set(NAMES[name].figures)
+        assert all(paper is None or paper > 0 for paper in papers.values())

@@ -25,6 +25,8 @@ from pyrovae.data import Data
 from pyrovae.models.base import isolated_random_state
 
 RESULTS = Path(__file__).parents[1] / "results"
+OURS = "ours, mean ± sd (min, median, max)"
+SETTING = ("epochs", "batch_size", "num_samples", "device")  # of a record, shown in the table
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,20 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        pair: what is trained, made for the data.
+        pair: what is trained, made for the data; None where the paper's figure is quoted beside ours and nothing runs.
         objective: called with the data and the schedule.
-        paper: the paper's figure.
+        paper: the paper's figure; where a result has several, those that the paper has, by their keys.
         options: further arguments of `pyrovae.fit`.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
+        load: the cell's data, where they are not the result's.
     """
 
-    pair: Callable[[Data], Any]
+    pair: Callable[[Data], Any] | None
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
-    paper: float | None = None
+    paper: float | Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
+    load: Callable[[str | None], Data] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Result:
         load: the data, from torchvision's folder.
         cells: by name, in the order in which they run.
         paper, reduced: the paper's schedule, and one for an afternoon on a CPU.
-        figure: the key of the figure in a cell's JSON.
+        figure: the key of the figure in a cell's JSON, or the keys of several.
     """
 
     source: str
@@ -85,7 +89,12 @@ class Result:
     cells: Mapping[str, Cell]
     paper: Schedule
     reduced: Schedule
-    figure: str = "nll"
+    figure: str | Sequence[str] = "nll"
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """The keys of its figures."""
+        return [self.figure] if isinstance(self.figure, str) else self.figure
 
 
 class OutOfTime(pv.Callback):
@@ -125,9 +134,9 @@ def run_cell(
     """Train and evaluate one cell with one seed, or go on with it; whether it is finished."""
     cell = result.cells[cell_name]
     path = record_path(name, schedule, cell_name, seed)
-    if path.exists():
+    if cell.pair is None or path.exists():
         return True
-    data = result.load(root)
+    data = (cell.load or result.load)(root)
     out = Path("runs/reproduce") / name / str(schedule) / path.stem
     with isolated_random_state(seed):
         pair = cell.pair(data)
@@ -165,7 +174,7 @@ def run_cell(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     reports.write_json(record, path)
-    print(f"{cell_name}, seed {seed}: {result.figure} {record[result.figure]:.2f}", flush=True)
+    print(f"{cell_name}, seed {seed}:", ", ".join(f"{key} {record[key]:.4g}" for key in result.figures), flush=True)
     return True
 
 
@@ -180,26 +189,39 @@ def _stem(cell: str) -> str:
 
 def table(name: str, result: Result) -> str:
     """The table so far, a row for each cell and setting, from the JSON alone."""
-    lines = [
-        f"{result.source}",
-        "",
-        "| cell | paper | ours, mean ± sd | seeds | epochs | batch | samples | device |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    several = len(result.figures) > 1
+    titles = [f"{key}, {whose}" if several else whose for key in result.figures for whose in ("paper", OURS)]
+    titles = ["cell", *titles, "seeds", *SETTING]
+    lines = [result.source, "", _row(titles), "|---" * len(titles) + "|"]
     for cell_name, cell in result.cells.items():
-        paper = "" if cell.paper is None else f"{cell.paper:.2f}"
+        papers = cell.paper if isinstance(cell.paper, Mapping) else {result.figures[0]: cell.paper}
         settings: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-        for records in settings.values():
-            first, values = records[0], [record[result.figure] for record in records]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            ours = f"{statistics.mean(values):.2f}{spread}"
-            setting = f"{first['epochs']} | {first['batch_size']} | {first['num_samples']} | {first['device']}"
-            lines.append(f"| {cell_name} | {paper} | {ours} | {len(values)} | {setting} |")
-        if not settings:
-            lines.append(f"| {cell_name} | {paper} | not run yet | | | | | |")
+        absent = "not run yet" if cell.pair is not None else "quoted"
+        for records in list(settings.values()) or [[]]:
+            pairs = [(_figure(papers.get(key)), _spread(key, records) or absent) for key in result.figures]
+            figures = [figure for pair in pairs for figure in pair]
+            setting = [str(records[0][key]) if records else "" for key in SETTING]
+            lines.append(_row([cell_name, *figures, str(len(records) or ""), *setting]))
     return "\n".join(lines)
+
+
+def _row(parts: Sequence[str]) -> str:
+    return f"| {' | '.join(parts)} |"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _spread(key: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean, deviation and extremes over the seeds."""
+    values = [record[key] for record in records]
+    if len(values) < 2:
+        return "".join(map(_figure, values))
+    extremes = ", ".join(map(_figure, (min(values), statistics.median(values), max(values))))
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({extremes})"
 
 
 def reproduce(
