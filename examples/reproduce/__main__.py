@@ -11,10 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import iwae, posteriors, priors
+from examples.reproduce import disentanglement, iwae, posteriors, priors
 from examples.reproduce.runner import reproduce, table
 
-NAMES = {"iwae": iwae.RESULT, "priors": priors.RESULT, "posteriors": posteriors.RESULT}
+NAMES = {
+    "iwae": iwae.RESULT,
+    "priors": priors.RESULT,
+    "posteriors": posteriors.RESULT,
+    "disentanglement": disentanglement.RESULT,
+}
 
 
 def main() -> None:
