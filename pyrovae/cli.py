@@ -328,8 +328,8 @@ def _list(arguments: list[str]) -> None:
         for name in names:
             if isinstance(getattr(module, name), type) and not inspect.isabstract(getattr(module, name)):
                 print(f"  {name:<22}{first_line(getattr(module, name))}")
-    print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, 20newsgroups, file.npz, file.npy,")
-    print("  folder of images or with train.npz and vocab.txt")
+    print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, sprites, 20newsgroups,")
+    print("  file.npz, file.npy, folder of images or with train.npz and vocab.txt")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

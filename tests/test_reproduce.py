@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import runner
+from examples.reproduce import disentanglement, runner
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce, table
+
+TABLE = disentanglement.RESULT.cells
 
 
 def small(data):
@@ -169,3 +172,42 @@ def test_every_table_is_printed_from_the_repository(name, monkeypatch):
         papers = cell.paper if isinstance(cell.paper, dict) else {NAMES[name].figures[0]: cell.paper}
         assert set(papers) <= set(NAMES[name].figures)
         assert all(paper is None or paper > 0 for paper in papers.values())
+
+
+def test_disentanglement_weighs_as_the_papers_do():
+    small = pv.data.Sprites(16, num_scales=2, num_orientations=4, num_positions=4)
+    data = pv.data.Data(pv.data.Split(small.tensors()))
+    made = {name: cell.objective(data, disentanglement.RESULT.reduced) for name, cell in TABLE.items()}
+    assert {name: made[name].beta for name in made if name.startswith("beta-")} == {
+        "beta-VAE 2": 2.0,
+        "beta-VAE 4": 4.0,
+        "beta-VAE 8": 8.0,
+        "beta-TCVAE 6": 6.0,
+    }
+    assert (made["VAE"].beta, made["FactorVAE 35"].gamma, made["capacity"].gamma) == (1.0, 35.0, 1000.0)
+    assert made["beta-TCVAE 6"].data_size == len(small) == 384
+    capacity = made["capacity"].C
+    for epoch, share in [(0, 0.0), (5, 0.5), (10, 1.0), (30, 1.0)]:  # of 30 epochs
+        capacity.update(epoch)
+        assert float(capacity.value) == pytest.approx(share * 25.0 * math.log(384) / math.log(737_280))
+
+
+def test_disentanglement_scores_codes_of_all_images(monkeypatch):
+    """Codes that are the factors, and a pair that can't tell images apart."""
+    small = pv.data.Sprites(16, num_scales=2, num_orientations=4, num_positions=4)
+    data = pv.data.Data(pv.data.Split(small.tensors()))
+    pair = disentanglement.vae(data)
+    run = pv.fit(pair, data, max_epochs=1, batch_size=384, lr=1e-9, seed=0, compile=False, progress=False)
+    nothing = disentanglement.scores(pair, run, data, 1)
+    assert nothing["elbo"] == pytest.approx(nothing["reconstruction"] - nothing["kl"], abs=1e-3)
+    monkeypatch.setattr(disentanglement, "encode", lambda pair, rows: rows["factors"] + 0.0)
+    found = disentanglement.scores(pair, run, data, 1)
+    print(found)
+    for name in ("mig", "mig_without_shape", "factor_vae_score", "beta_vae_score", "sap", "modularity"):
+        assert nothing[name] < 0.999 < found[name] < 1.001
+    for name in ("disentanglement", "completeness", "informativeness"):
+        assert found[name] > 0.999
+    monkeypatch.setattr(disentanglement, "encode", lambda pair, rows: rows["factors"][:, 1:] + 0.0)
+    without = disentanglement.scores(pair, run, data, 1)
+    assert without["mig_without_shape"] == pytest.approx(1.0)
+    assert without["mig"] == pytest.approx(0.8)

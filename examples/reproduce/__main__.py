@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import avb, conv, cvae, iwae, ladder, posteriors, priors, rws, topics
+from examples.reproduce import avb, conv, cvae, disentanglement, iwae, ladder, posteriors, priors, rws, topics
 from examples.reproduce.runner import draw, reproduce, table
 
 NAMES = {
@@ -25,6 +25,7 @@ NAMES = {
     "ladder_digits": ladder.DIGITS,
     "conv": conv.RESULT,
     "avb": avb.RESULT,
+    "disentanglement": disentanglement.RESULT,
     "rws": rws.RESULT,
 }
 

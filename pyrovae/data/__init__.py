@@ -10,12 +10,14 @@ from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectang
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
 from pyrovae.data.sparse import SparseRows
+from pyrovae.data.sprites import Sprites
 from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
 __all__ = [
     "Data",
     "SparseRows",
     "Split",
+    "Sprites",
     "Stream",
     "bernoulli",
     "bits_per_dimension",

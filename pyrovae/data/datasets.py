@@ -32,6 +32,7 @@ def load(
     * "mnist", "fashion-mnist", "kmnist": (1, 28, 28), k/255
     * "omniglot": (1, 28, 28) by area averages, k/255, ink is 1; the test set has other characters than the training set
     * "cifar10": (3, 32, 32), k/255
+    * "sprites": (1, 32, 32), bits, with factors (5,): `Sprites` of 20 orientations and 8 x 8 places, 23,040 rows
     * a folder of images of one size, flat or in one subfolder per class: (1, H, W) if grey, else (3, H, W), k/255
     * a .npy file, or a .npz file with x, or one array only, and further named arrays; names that end in _validation (or
       _valid) and _test are those splits, and so are arrays called train, valid and test. Values are as in the file:
@@ -81,6 +82,8 @@ def load(
         parts = readers.omniglot(folder, download)
     elif name == "cifar10":
         parts, last = readers.cifar10(folder, download), 5_000
+    elif name == "sprites":
+        parts, levels = readers.sprites(), 2
     elif Path(name).is_dir():
         parts = readers.images(Path(name))
     else:

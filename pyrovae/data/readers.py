@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["IDX", "NAMES", "Parts", "arrays", "cifar10", "digits", "idx", "images", "omniglot"]
+from pyrovae.data.sprites import Sprites
+
+__all__ = ["IDX", "NAMES", "Parts", "arrays", "cifar10", "digits", "idx", "images", "omniglot", "sprites"]
 
 Parts = dict[str, dict[str, Any]]  # "train", "validation", "test" -> named arrays
 
 IDX = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-NAMES = ("digits", *IDX, "omniglot", "cifar10", "20newsgroups")
+NAMES = ("digits", *IDX, "omniglot", "cifar10", "sprites", "20newsgroups")
 
 
 def digits() -> Parts:
@@ -68,6 +70,11 @@ def cifar10(root: Path, download: bool) -> Parts:
         dataset = _torchvision("cifar10", "CIFAR10", root, download, train=train)
         parts[part] = {"x": _unit(dataset.data.transpose(0, 3, 1, 2)), "y": np.array(dataset.targets)}
     return parts
+
+
+def sprites() -> Parts:
+    """Sprites small enough for a CPU: x (1, 32, 32), bits, y, the shape, and factors (5,)."""
+    return {"train": {**Sprites(32, num_orientations=20, num_positions=8).tensors()}}
 
 
 def images(folder: Path) -> Parts:
