@@ -11,10 +11,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import iwae, posteriors, priors
+from examples.reproduce import iwae, posteriors, priors, semi_supervised
 from examples.reproduce.runner import reproduce, table
 
-NAMES = {"iwae": iwae.RESULT, "priors": priors.RESULT, "posteriors": posteriors.RESULT}
+NAMES = {
+    "iwae": iwae.RESULT,
+    "priors": priors.RESULT,
+    "posteriors": posteriors.RESULT,
+    "m1": semi_supervised.M1,
+    "m2": semi_supervised.M2,
+    "m1m2": semi_supervised.M1_M2,
+}
 
 
 def main() -> None:

@@ -58,6 +58,9 @@ class Cell:
         objective: called with the data and the schedule.
         paper: the paper's figure.
         options: further arguments of `pyrovae.fit`.
+        data: what the cell trains on and is evaluated on, made of the data, the seed and the deadline: of a few labels,
+            say. None where the time was up before it was there.
+        adapt: further arguments of `pyrovae.fit` that depend on these data.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
     """
 
@@ -65,6 +68,8 @@ class Cell:
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
     paper: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    data: Callable[[Data, int, float], Data | None] = lambda data, seed, deadline: data
+    adapt: Callable[[Data], Mapping[str, Any]] = lambda data: {}
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
 
 
@@ -127,7 +132,9 @@ def run_cell(
     path = record_path(name, schedule, cell_name, seed)
     if path.exists():
         return True
-    data = result.load(root)
+    data = cell.data(result.load(root), seed, deadline)
+    if data is None:
+        return False
     out = Path("runs/reproduce") / name / str(schedule) / path.stem
     with isolated_random_state(seed):
         pair = cell.pair(data)
@@ -143,6 +150,7 @@ def run_cell(
             "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
             "accelerator": device,
             **cell.options,
+            **cell.adapt(data),
         },
         seed=seed,
         out=out,
