@@ -55,14 +55,16 @@ def latent_data(
     >>> codes, kept
     (Data('digits': train 1437, validation 180, test 180 rows; event_shape (5,)), [0, 1, 2, 3, 4])
     """
-    if not isinstance(data, Data) or not all(isinstance(split, Split) for split in data.splits.values()):
+    found = data.splits if isinstance(data, Data) else {}
+    in_memory = {part: split for part, split in found.items() if isinstance(split, Split)}
+    if not found or len(in_memory) < len(found):
         raise TypeError(f"data is {type(data).__name__}, Data of rows in memory is wanted; pass pyrovae.data.Data(...)")
-    normals = {part: _normal(pair, split, site, plate, seed) for part, split in data.splits.items()}
+    normals = {part: _normal(pair, split, site, plate, seed) for part, split in in_memory.items()}
     kept = (normals["train"][0].std(0) > min_std).nonzero()[:, 0].tolist()
     if not kept:
         raise ValueError(f"no dimension's mean varies by more than min_std={min_std}; pass a smaller one")
-    splits = {}
-    for part, split in data.splits.items():
+    splits: dict[str, Any] = {}
+    for part, split in in_memory.items():
         loc, scale = (values[:, kept] for values in normals[part])
         others = {name: tensor for name, tensor in split.fixed(seed).tensors.items() if name != "x"}
         noise = {_SCALE: scale.clone()} if part == "train" else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -84,11 +84,11 @@ class M2(Pair):
         self.classifier = filled("classifier", made, self.event_shape)
         self.label_head = Head(feature_shape(self.classifier, self.event_shape), labels)
         made = self._default_encoder(hidden) if encoder is None else encoder
-        self.encoder = filled("encoder", made, *self._encoder_shapes)
+        inputs = (self.event_shape, labels) if self.encodes_labels else (self.event_shape,)
+        self.encoder = filled("encoder", made, list(inputs) if self.encodes_labels else self.event_shape)
         made = MultiMLP([latent, labels], hidden[::-1], activation=nn.Softplus) if decoder is None else decoder
         self.decoder = filled("decoder", made, [latent, labels])
         self.prior = filled("prior", prior, self.latent_dim)
-        inputs = (self.event_shape, labels) if self.encodes_labels else (self.event_shape,)
         self.posterior = filled("posterior", posterior, feature_shape(self.encoder, *inputs), self.latent_dim)
         self.likelihood = filled(
             "likelihood", likelihood, feature_shape(self.decoder, latent, labels), self.event_shape
@@ -96,13 +96,10 @@ class M2(Pair):
 
     encodes_labels: ClassVar[bool] = True
 
-    @property
-    def _encoder_shapes(self) -> tuple:
-        return ([self.event_shape, (self.num_classes,)],) if self.encodes_labels else (self.event_shape,)
-
     def _default_encoder(self, hidden: Sequence[int]) -> nn.Module:
-        network = MultiMLP if self.encodes_labels else MLP
-        return network(*self._encoder_shapes, hidden, activation=nn.Softplus)
+        if self.encodes_labels:
+            return MultiMLP([self.event_shape, (self.num_classes,)], hidden, activation=nn.Softplus)
+        return MLP(self.event_shape, hidden, activation=nn.Softplus)
 
     def model(self, x: Tensor, y: Tensor) -> None:
         """y ~ Cat(1/C), z ~ p(z), x | y, z ~ p(x | y, z), for each row of x; y is observed where it is known."""
@@ -240,7 +237,7 @@ class StackedM2(Pair):
 
     def model(self, x: Tensor, y: Tensor) -> None:
         """y, z2 and z1 as in M2, x | z1 as in M1, for each row of x; y is observed where it is known."""
-        m1: VAE = self.m1.module
+        m1: Any = self.m1.module
         with pyro.plate("data", len(x)):
             label = self.m2.sample_label(x, y)
             z2 = pyro.sample("z2", self.m2.prior())
@@ -249,8 +246,9 @@ class StackedM2(Pair):
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """q(z1 | x) as in M1, q(y | z1) and q(z2 | z1, y) as in M2, for each row of x."""
+        m1: Any = self.m1.module
         with pyro.plate("data", len(x)):
-            z1 = pyro.sample("z1", self.m1.module.posterior_of(x))
+            z1 = pyro.sample("z1", m1.posterior_of(x))
             features = z1[..., self.kept]
             label = self.m2.infer_label(features, y)
             pyro.sample("z2", self.m2.posterior_of(features, label))
