@@ -104,7 +104,8 @@ def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on
 
 def _given_labels(known: Structure, rows: Split | Stream) -> Tensor | None:
     """The labels that the model is given, each once: a whole number y for each row, of which it has no site."""
-    if not isinstance(rows, Split) or "y" not in rows.names or "y" in (*known.latent, *known.observed):
+    sites = {*known.latent, *known.observed}
+    if not isinstance(rows, Split) or "y" not in rows.names or sites & {"y", "y_observed"}:
         return None
     y = rows["y"]
     return y.unique() if y.dim() == 1 and not y.is_floating_point() else None
