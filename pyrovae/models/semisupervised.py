@@ -200,8 +200,8 @@ class StackedM2(Pair):
         y ~ Cat(1/C)    z2 ~ p(z2)    z1 | y, z2 ~ M2's likelihood    x | z1 ~ M1's    q(z1 | x) q(y | z1) q(z2 | z1, y)
 
     M1 stays as it is (`Frozen`). Its terms do not depend on what is trained, so that the gradient is that of M2 on
-    features z1 ~ q(z1 | x) drawn anew for each batch: the paper's way. `pyrovae.latent_data` saves M1's passes: fit M2 on
-    these features and stack it here afterwards, or train the stack itself.
+    features z1 ~ q(z1 | x) drawn anew for each batch: the paper's way. `pyrovae.latent_data` saves M1's passes: fit M2
+    on these features and stack it here afterwards, or train the stack itself.
 
     Args:
         fitted: a VAE with a `DiagonalNormal` posterior, or another whose z is a vector; its modules are copied.
