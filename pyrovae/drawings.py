@@ -1,4 +1,4 @@
-"""Which pictures a pair allows, by what it has: images, labels it is given, masks, several layers, topics."""
+"""Which pictures a pair allows, by what it has: images, labels, given or latent, masks, several layers, topics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pyrovae.data import Data, Split, Stream
 from pyrovae.evaluation import (
     active_layers,
     active_units,
+    classify,
     elbo,
     encode,
     generate,
@@ -60,6 +61,9 @@ def drawings_of(
     yield "traversals", lambda: _traversals(pair, rows, batch, **on)
     if _given_labels(known, rows) is not None:
         yield "classes", lambda: _classes(pair, known, rows, batch, **on)
+    if (label := _partly_known_label(known, rows)) is not None:
+        yield "classes", lambda: _latent_classes(pair, label, rows, batch, **on)
+        yield "styles", lambda: _styles(pair, label, rows, batch, **on)
     if {"x", "mask"} <= set(rows.names):
         yield "completions", lambda: _completions(pair, rows, **on)
     if len(known.latent) > 1:
@@ -100,7 +104,8 @@ def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], **on
 
 def _given_labels(known: Structure, rows: Split | Stream) -> Tensor | None:
     """The labels that the model is given, each once: a whole number y for each row, of which it has no site."""
-    if not isinstance(rows, Split) or "y" not in rows.names or "y" in (*known.latent, *known.observed):
+    sites = {*known.latent, *known.observed}
+    if not isinstance(rows, Split) or "y" not in rows.names or sites & {"y", "y_observed"}:
         return None
     y = rows["y"]
     return y.unique() if y.dim() == 1 and not y.is_floating_point() else None
@@ -115,6 +120,40 @@ def _classes(pair: Any, known: Structure, rows: Split | Stream, batch: tuple[Ten
         like = (*batch[:at], torch.full_like(batch[at], int(label)), *batch[at + 1 :])
         images.append(generate(pair, 10, like=like, **on))
     return plots.rows(torch.stack(images), [str(int(label)) for label in labels[:20]])
+
+
+def _partly_known_label(known: Structure, rows: Split | Stream) -> str | None:
+    """The name in the data of a label that is latent where it is unknown, -1."""
+    names = [site.removesuffix("_unobserved") for site in known.enumerated if site in known.latent]
+    return next((name for name in names if f"{name}_observed" in known.observed and name in rows.names), None)
+
+
+def _of_each_class(
+    pair: Any, label: str, rows: Split | Stream, batch: tuple[Tensor, ...], fixed: dict[str, Tensor], **on: Any
+) -> Tensor:
+    """What the model generates for each class, (C, B, *event), from the same noise or the same latents."""
+    at = rows.names.index(label)
+    like = (*batch[:at], torch.full_like(batch[at], -1), *batch[at + 1 :])
+    classes = range(classify(pair, like, site=label, **on).size(1))
+    labels = {c: {f"{label}_unobserved": torch.full_like(batch[at], c)} for c in classes[:20]}
+    return torch.stack([generate(pair, len(batch[0]), like=like, fixed={**fixed, **labels[c]}, **on) for c in labels])
+
+
+def _latent_classes(pair: Any, label: str, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    """A row of samples for each class, in whose columns the other latents are the same."""
+    images = _of_each_class(pair, label, rows, batch, {}, **on)
+    return plots.rows(images, [str(number) for number in range(len(images))])
+
+
+def _styles(pair: Any, label: str, rows: Split | Stream, batch: tuple[Tensor, ...], **on: Any) -> Any:
+    """Each datum, and what its uppermost continuous latent looks like in each class: analogies."""
+    known = structure(pair, *batch, plate=on["plate"])
+    site = next(name for name in known.latent if name not in known.enumerated)
+    images = _of_each_class(pair, label, rows, batch, {site: encode(pair, batch, site=site, **on)}, **on)
+    x = batch[rows.names.index("x")] if "x" in rows.names else batch[0]
+    labels = batch[rows.names.index(label)].tolist()
+    grid = torch.cat([x[:, None].to(images), images.movedim(0, 1)], 1)  # (B, 1 + C, *event)
+    return plots.rows(grid, ["?" if value < 0 else f"a {value}" for value in labels])
 
 
 def _completions(pair: Any, rows: Split | Stream, **on: Any) -> Any:

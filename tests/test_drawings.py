@@ -146,3 +146,41 @@ def test_what_a_pair_refuses_is_named_before_training(pair, data, message):
     """On rows that no first batch of two holds."""
     with pytest.raises(ValueError, match=message):
         pv.fit(pair(), data, max_epochs=1, batch_size=2, progress=False, compile=False)
+
+
+class PartlyLabelled(Pair):
+    """x = 0.15 y + 0.1 z exactly, y observed where it is known and else enumerated by the guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(1))
+
+    def model(self, x, y):
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.Categorical(torch.ones(3)), obs=y.clamp(min=0), obs_mask=y >= 0)
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            loc = (0.15 * label[..., None] + 0.1 * z)[..., None, None]
+            pyro.sample("x", dist.Normal(loc.expand(*loc.shape[:-3], 1, 4, 4), 1.0).to_event(3), obs=x)
+
+    def guide(self, x, y):
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=y < 0):
+                q = dist.Categorical(torch.ones(len(x), 3))
+                pyro.sample("y_unobserved", q, infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(self.loc + x.mean((1, 2, 3))[:, None], 1.0).to_event(1))
+
+
+def test_labels_that_are_latent_have_samples_and_styles_of_each_class(tmp_path, monkeypatch):
+    y = torch.where(torch.arange(12) % 2 == 0, Y, -1)
+    names, seen = drawn(PartlyLabelled(), {"x": X, "y": y}, tmp_path, monkeypatch, "rows")
+    assert {"classes", "styles"} <= names
+    (images, labels), (styles, data), *_ = seen["rows"]
+    assert images.shape == (3, 10, 1, 4, 4)  # one row for each class, the columns' z the same
+    assert torch.allclose(images.diff(dim=0), torch.tensor(0.15))
+    assert images[0, :, 0, 0, 0].std() > 0.03
+    assert labels == ["0", "1", "2"]
+    assert data == ["a 0", "?", "a 2", "?", "a 1", "?", "a 0", "?", "a 2", "?"]
+    assert torch.equal(styles[:, 0], X[:10])
+    z = X[:10].mean((1, 2, 3))  # the guide's mean
+    for c in range(3):
+        assert torch.allclose(styles[:, 1 + c, 0, 0, 0], 0.15 * c + 0.1 * z)

@@ -12,11 +12,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import avb, conv, cvae, disentanglement, iwae, ladder, posteriors, priors, rws, topics
+from examples.reproduce import (
+    avb,
+    conv,
+    cvae,
+    disentanglement,
+    iwae,
+    ladder,
+    posteriors,
+    priors,
+    rws,
+    semi_supervised,
+    topics,
+)
 from examples.reproduce.runner import draw, reproduce, table
 
 NAMES = {
     "iwae": iwae.RESULT,
+    "m1": semi_supervised.M1,
+    "m2": semi_supervised.M2,
+    "m1m2": semi_supervised.M1_M2,
     "cvae": cvae.RESULT,
     "topics": topics.RESULT,
     "priors": priors.RESULT,

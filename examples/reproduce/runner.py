@@ -27,6 +27,7 @@ from pyrovae.models.base import isolated_random_state
 
 RESULTS = Path(__file__).parents[1] / "results"
 OURS = "ours, mean ± sd (min, median, max)"
+MOST = 10  # seeds of which each is listed
 SETTING = ("epochs", "batch_size", "num_samples", "device")  # of a record, shown in the table
 
 
@@ -40,6 +41,7 @@ class Schedule:
         num_samples: importance samples of the test log-likelihood.
         lr: learning rate at the start.
         decay: what the learning rate has been multiplied by at the end, by the same factor each epoch.
+        pretraining: epochs of what a cell's `start` trains before.
     """
 
     epochs: int
@@ -47,9 +49,11 @@ class Schedule:
     num_samples: int
     lr: float = 1e-3
     decay: float = 1.0
+    pretraining: int = 0
 
     def __str__(self) -> str:
-        return f"epochs_{self.epochs}_batch_{self.batch_size}_samples_{self.num_samples}"
+        before = f"pretraining_{self.pretraining}_" if self.pretraining else ""
+        return f"{before}epochs_{self.epochs}_batch_{self.batch_size}_samples_{self.num_samples}"
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,30 @@ class Cell:
         pair: what is trained, made for the data; None where the paper's figure is quoted beside ours and nothing runs.
         objective: called with the data and the schedule.
         paper: the paper's figure; where a result has several, those that the paper has, by their keys.
-        options: further arguments of `pyrovae.fit`.
+        options: further arguments of `pyrovae.fit`, or what makes them of the data.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
         load: the cell's data, where they are not the result's.
+        prepare: what the cell trains on and is evaluated on, made of these data, the seed and the deadline: of a few
+            labels, say. None where the time was up before it was there.
+        start: takes the new pair to where its training starts, such as by training in folders of its own, in which it
+            goes on if it was cut off: `start(pair, data, schedule, seed=, out=, **options of fit)`; False if it was.
+        without_pair: figures of a method that trains no pair, called with the data and the seed, where pair is None.
     """
 
-    pair: Callable[[Data], Any] | None
+    pair: Callable[[Data], Any] | None = None
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
     paper: float | Mapping[str, float] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | Callable[[Data], Mapping[str, Any]] = field(default_factory=dict)
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None  # likelihood_and_units
     load: Callable[[str | None], Data] | None = None
+    prepare: Callable[[Data, int, float], Data | None] = lambda data, seed, deadline: data
+    start: Callable[..., bool] | None = None
+    without_pair: Callable[[Data, int], dict[str, Any]] | None = None
+
+    @property
+    def quoted(self) -> bool:
+        """Whether nothing runs."""
+        return self.pair is None and self.without_pair is None
 
 
 @dataclass(frozen=True)
@@ -164,42 +181,44 @@ def run_cell(
     """Train and evaluate one cell with one seed, or go on with it; whether it is finished."""
     cell = result.cells[cell_name]
     path, out = record_path(name, schedule, cell_name, seed), run_folder(name, schedule, cell_name, seed)
-    if cell.pair is None or path.exists():
+    if cell.quoted or path.exists():
         return True
-    pair, data = made(result, cell, seed=seed, root=root)
-    options = {
-        "objective": cell.objective(data, schedule),
-        "validation": False,
-        "max_epochs": schedule.epochs,
-        "batch_size": schedule.batch_size,
-        "lr": schedule.lr,
-        "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
-        "accelerator": device,
-        **cell.options,
-    }
-    run = pv.fit(
-        pair,
-        data,
-        **options,
-        seed=seed,
-        out=out,
-        resume=(out / "checkpoints").exists(),
-        callbacks=[OutOfTime(deadline)],
-    )
-    if run.interrupted:
+    data = prepared(result, cell, seed=seed, root=root, deadline=deadline)
+    if data is None:
         return False
     record = {
         "num_samples": schedule.num_samples,
-        **(cell.evaluate or likelihood_and_units)(run.pair, run, data, schedule.num_samples),
+        "batch_size": schedule.batch_size,
         "cell": cell_name,
         "paper": cell.paper,
-        "epochs": run.epoch,
-        "batch_size": options["batch_size"],
         "seed": seed,
-        "fit_seconds": run.seconds,
         "versions": reports.versions(),
-        "device": next(iter(run.known.parameters.values())).device.type,
     }
+    if cell.without_pair is not None:
+        record |= {"epochs": 0, "fit_seconds": 0.0, "device": "cpu", **cell.without_pair(data, seed)}
+    else:
+        options = {
+            "objective": cell.objective(data, schedule),
+            "max_epochs": schedule.epochs,
+            "batch_size": schedule.batch_size,
+            "lr": schedule.lr,
+            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
+            **(cell.options(data) if callable(cell.options) else cell.options),
+        }
+        common = {"accelerator": device, "callbacks": [OutOfTime(deadline)], "validation": False}
+        pair, resume = new_pair(cell, data, seed=seed), (out / "checkpoints").exists()
+        if cell.start is not None and not resume and not cell.start(pair, data, schedule, seed=seed, out=out, **common):
+            return False
+        run = pv.fit(pair, data, **{**common, **options}, seed=seed, out=out, resume=resume)
+        if run.interrupted:
+            return False
+        record |= {
+            "batch_size": options["batch_size"],
+            **(cell.evaluate or likelihood_and_units)(run.pair, run, data, schedule.num_samples),
+            "epochs": run.epoch,
+            "fit_seconds": run.seconds,
+            "device": next(iter(run.known.parameters.values())).device.type,
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     reports.write_json(record, path)
     print(f"{cell_name}, seed {seed}:", ", ".join(f"{key} {record[key]:.4g}" for key in result.figures), flush=True)
@@ -216,12 +235,23 @@ def run_folder(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     return Path("runs/reproduce") / name / str(schedule) / f"{_stem(cell)}_seed_{seed}"
 
 
+def prepared(result: Result, cell: Cell, *, seed: int, root: str | None, deadline: float = float("inf")) -> Data | None:
+    """A cell's data; None if the time was up before they were there."""
+    return cell.prepare((cell.load or result.load)(root), seed, deadline)
+
+
+def new_pair(cell: Cell, data: Data, *, seed: int) -> Any:
+    """A cell's pair before training."""
+    assert cell.pair is not None
+    with isolated_random_state(seed):
+        return cell.pair(data)
+
+
 def made(result: Result, cell: Cell, *, seed: int, root: str | None) -> tuple[Any, Data]:
     """A cell's pair before training, and its data."""
-    assert cell.pair is not None
-    data = (cell.load or result.load)(root)
-    with isolated_random_state(seed):
-        return cell.pair(data), data
+    data = prepared(result, cell, seed=seed, root=root)
+    assert data is not None
+    return new_pair(cell, data, seed=seed), data
 
 
 def _stem(cell: str) -> str:
@@ -234,13 +264,19 @@ def table(name: str, result: Result) -> str:
     quoted = {key for paper in papers.values() for key in paper}
     columns = [(key, whose) for key in result.figures for whose in ("paper", OURS) if whose == OURS or key in quoted]
     several = len(result.figures) > 1
-    titles = ["cell", *(f"{key}, {whose}" if several else whose for key, whose in columns), "seeds", *SETTING]
+    titles = [
+        "cell",
+        *(f"{key}, {whose}" if several else whose for key, whose in columns),
+        "each seed",
+        "seeds",
+        *SETTING,
+    ]
     lines = [result.source, "", _row(titles), "|---" * len(titles) + "|"]
     for cell_name, cell in result.cells.items():
         settings: dict[str, list[dict[str, Any]]] = {}
         for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-        absent = "not run yet" if cell.pair is not None else "quoted"
+        absent = "quoted" if cell.quoted else "not run yet"
         for records in list(settings.values()) or [[]]:
             paper = papers[cell_name]
             figures = [
@@ -248,7 +284,8 @@ def table(name: str, result: Result) -> str:
                 for key, whose in columns
             ]
             setting = [str(records[0][key]) if records else "" for key in SETTING]
-            lines.append(_row([cell_name, *figures, str(len(records) or ""), *setting]))
+            each = ", ".join(_figure(record[result.figures[0]]) for record in records[:MOST] if len(records) > 1)
+            lines.append(_row([cell_name, *figures, each, str(len(records) or ""), *setting]))
     return "\n".join(lines)
 
 

@@ -9,12 +9,14 @@ from pyrovae.data.datasets import load
 from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectangle
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
+from pyrovae.data.semi_supervised import PartlyLabelled, hide_labels
 from pyrovae.data.sparse import SparseRows
 from pyrovae.data.sprites import Sprites
 from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
 __all__ = [
     "Data",
+    "PartlyLabelled",
     "SparseRows",
     "Split",
     "Sprites",
@@ -23,6 +25,7 @@ __all__ = [
     "bits_per_dimension",
     "dequantize",
     "half",
+    "hide_labels",
     "incomplete",
     "join_quadrants",
     "load",

@@ -69,8 +69,7 @@ class Rows(ABC):
         if epoch < 0 or skip < 0:
             raise ValueError(f"epoch is {epoch} and skip is {skip}, at least 0 is wanted; count from 0")
         generator = seeded_generator(self._device, seed, ORDER, epoch)
-        order = torch.randperm(len(self), generator=generator, device=self._device)
-        return self._parts(order.split(batch_size)[skip:], generator, part)
+        return self._parts(self._order(generator).split(batch_size)[skip:], generator, part)
 
     def sequential(self, batch_size: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, ...]]:
         """All rows in their order, for evaluation, or a part of each batch as in `batches`.
@@ -80,6 +79,10 @@ class Rows(ABC):
         _check_batch_size(batch_size)
         order = torch.arange(len(self), device=self._device)
         return self._parts(order.split(batch_size), seeded_generator(self._device, 0), part)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """The rows of an epoch, one after the other."""
+        return torch.randperm(len(self), generator=generator, device=self._device)
 
     def _parts(
         self, indices: Sequence[Tensor], generator: torch.Generator, part: tuple[int, int]

@@ -1,8 +1,10 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
+from pyrovae.evaluation.classification import classification_error, classify
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
+from pyrovae.evaluation.features import latent_data
 from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.implicit_prior import (
     ImplicitLikelihood,
@@ -34,6 +36,8 @@ __all__ = [
     "active_units",
     "ais",
     "bdmc",
+    "classification_error",
+    "classify",
     "compare_priors",
     "decode",
     "elbo",
@@ -46,6 +50,7 @@ __all__ = [
     "impute",
     "impute_by_gibbs",
     "interpolate",
+    "latent_data",
     "log_likelihood",
     "manifold",
     "missing_log_likelihood",

@@ -5,13 +5,16 @@ from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
+from pyrovae.models.semisupervised import M2, FactoredM2, StackedM2
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vae import VAE
 
 __all__ = [
     "CVAE",
+    "M2",
     "NVDM",
     "VAE",
+    "FactoredM2",
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",
@@ -20,4 +23,5 @@ __all__ = [
     "PosteriorMatching",
     "ProdLDA",
     "SigmoidBeliefNet",
+    "StackedM2",
 ]

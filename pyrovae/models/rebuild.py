@@ -17,6 +17,7 @@ __all__ = ["build", "describe", "family", "named", "part", "parts"]
 
 # Where the parts of a slot are looked for, and what the pair makes them with.
 _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
+    "classifier": (nets, ("event_shape",)),
     "encoder": (nets, ("event_shape",)),
     "decoder": (nets, ("latent_dim", "event_shape")),
     "prior": (priors, ("event_shape",)),

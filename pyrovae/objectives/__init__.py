@@ -46,6 +46,9 @@ from pyrovae.objectives.path_gradients import (
     STL,
     DReG,
 )
+from pyrovae.objectives.semi_supervised import (
+    SemiSupervised,
+)
 from pyrovae.objectives.total_correlation import (
     TotalCorrelation,
     decomposition,
@@ -93,6 +96,7 @@ __all__ = [
     "RatioObjective",
     "Renyi",
     "ReweightedWakeSleep",
+    "SemiSupervised",
     "Term",
     "TotalCorrelation",
     "WakeSleep",

@@ -161,6 +161,8 @@ def fit(
         if held_out is not None:
             check_support(pair, known, held_out, "validation")
         step = Step(pair, objective, known)
+        if callable(check := getattr(step.objective, "check_data", None)):
+            check(train)
         check_divisible(step, rows=len(train), batch_size=batch_size, batch_rows=len(batch[0]), processes=processes)
         batch_size = len(batch[0]) if processes.size == 1 else batch_size
         loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed, processes=processes)

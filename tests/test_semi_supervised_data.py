@@ -1,0 +1,118 @@
+"""Labels hidden, and spread evenly over the batches."""
+
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae.data import Data, PartlyLabelled, Split, hide_labels
+
+
+def data(rows=120, classes=4):
+    y = torch.arange(rows) % classes
+    return Data(
+        Split({"x": torch.arange(rows)[:, None] + torch.zeros(rows, 2), "y": y}),
+        test=Split({"x": torch.ones(4, 2), "y": y[:4]}),
+    )
+
+
+def test_as_many_labels_of_each_class_stay():
+    whole = data()
+    few = hide_labels(whole, 14, seed=3)
+    y, rows = few.train["y"], few.train["x"][:, 0].long()
+    assert y[y >= 0].bincount().tolist() == [4, 4, 3, 3]
+    assert torch.equal(y[y >= 0], whole.train["y"][rows[y >= 0]])
+    assert set(y[y < 0].tolist()) == {-1}
+    assert torch.equal(few.test["y"], whole.test["y"])
+    assert torch.equal(whole.train["y"], data().train["y"]), "the data that were passed have changed"
+
+
+def test_the_seed_decides_which():
+    chosen = [
+        frozenset((hide_labels(data(), 8, seed=seed).train["y"] >= 0).nonzero()[:, 0].tolist()) for seed in (0, 0, 1)
+    ]
+    assert chosen[0] == chosen[1] != chosen[2]
+    counts = sum((hide_labels(data(), 40, seed=s).train["y"] >= 0).long() for s in range(300))
+    error = (300 * (1 / 3) * (2 / 3)) ** 0.5  # each row's chance is 1/3
+    assert (counts - 100).abs().max() < 4.5 * error
+
+
+def test_rows_whose_labels_are_unknown_already_stay_so():
+    split = Split({"x": torch.zeros(6, 1), "y": torch.tensor([0, 1, -1, 1, 0, -1])})
+    y = hide_labels(Data(split), 4).train["y"]
+    assert torch.equal(y, split["y"])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_each_batch_has_its_share_and_each_row_comes_as_often_as_it_should(times):
+    few = hide_labels(data(), 12, times=times).train
+    batches = list(few.batches(20, seed=0, epoch=0))
+    counts = {int((y >= 0).sum()) for _, y in batches[:-1]}
+    share = 20 * 12 * times / (108 + 12 * times)
+    assert max(abs(count - share) for count in counts) < 1
+    rows = torch.cat([x for x, _ in batches])[:, 0].long().bincount()
+    y = few["y"][:120]
+    assert set(rows[y >= 0].tolist()) == {times}
+    assert set(rows[y < 0].tolist()) == {1}
+
+
+def test_an_epoch_is_a_permutation_of_its_own():
+    few = hide_labels(data(), 12).train
+    first, again, other = (torch.cat([x for x, _ in few.batches(20, seed=0, epoch=e)])[:, 0] for e in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    labelled = [x[y >= 0, 0] for e in (0, 1) for x, y in [next(few.batches(20, seed=0, epoch=e))]]
+    assert not torch.equal(*labelled)
+    rest = torch.cat([x for x, _ in few.batches(20, seed=0, epoch=0, skip=2)])[:, 0]
+    assert torch.equal(first[40:], rest)
+
+
+def test_rows_keep_their_kind_when_they_move_or_are_selected():
+    few = hide_labels(data(), 12).train.to("cpu", torch.float64).select("x")
+    assert isinstance(few, PartlyLabelled)
+    (x,) = next(few.batches(20, seed=0, epoch=0))
+    known = few["y"][x[:, 0].long()] >= 0
+    assert int(known.sum()) == 2
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_cut_off(tmp_path):
+    few = hide_labels(Data(Split({"x": torch.rand(90, 5).round(), "y": torch.arange(90) % 3})), 9, times=2)
+
+    def train(out, epochs, resume=False):
+        torch.manual_seed(0)
+        pair = pv.M2(5, 2, num_classes=3, hidden=(8,))
+        options = {"validation": False, "progress": False, "compile": False, "batch_size": 32}
+        return pv.fit(
+            pair, few, objective=pv.SemiSupervised(), max_epochs=epochs, seed=1, out=out, resume=resume, **options
+        )
+
+    whole = train(tmp_path / "whole", 2)
+    train(tmp_path / "parts", 1)
+    parts = train(tmp_path / "parts", 2, resume=True)
+    pairs = zip(whole.pair.parameters(), parts.pair.parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"num_labels": 3}, "num_labels is 3 for 4 classes, each needs one at least"),
+        ({"num_labels": 0}, "num_labels is 0"),
+        ({"num_labels": 121}, "class 0 has 30 labelled; pass num_labels=120 at most"),
+        ({"num_labels": 8, "label": "class"}, "the data have x, y and no 'class'"),
+        ({"num_labels": 8, "times": 0}, "times is 0"),
+    ],
+)
+def test_what_cannot_be_hidden_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        hide_labels(data(), **arguments)
+
+
+def test_labels_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match=r"y has label -100 in row 1; .* -1 is for unknown"):
+        PartlyLabelled({"x": torch.zeros(3, 1), "y": torch.tensor([0, -100, 1])})
+    with pytest.raises(ValueError, match="y has no label but -1"):
+        PartlyLabelled({"x": torch.zeros(3, 1), "y": torch.full((3,), -1)})
+    with pytest.raises(ValueError, match="y is float32 of shape"):
+        PartlyLabelled({"x": torch.zeros(3, 1), "y": torch.zeros(3)})
+    with pytest.raises(TypeError, match="data is Split, Data with rows in memory"):
+        hide_labels(data().train, 8)
