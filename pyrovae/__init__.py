@@ -39,6 +39,7 @@ from pyrovae.models import (
     CVAE,
     NVDM,
     VAE,
+    Autoencoder,
     HierarchicalVAE,
     InpaintingVAE,
     LadderVAE,
@@ -107,6 +108,9 @@ from pyrovae.training.loop import (
     Callback,
     Run,
 )
+from pyrovae.training.pretraining import (
+    pretrain_stacked,
+)
 from pyrovae.training.runs import (
     load,
 )
@@ -129,6 +133,7 @@ __all__ = [
     "AdversarialAutoencoder",
     "AdversarialVB",
     "Ascent",
+    "Autoencoder",
     "Beta",
     "Callback",
     "Capacity",
@@ -187,6 +192,7 @@ __all__ = [
     "mean_field_posterior",
     "nets",
     "plots",
+    "pretrain_stacked",
     "priors",
     "reverse_kl",
     "schedules",
