@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import Bernoulli, Point
@@ -55,6 +56,8 @@ class Autoencoder(Pair):
     Masking(p=0.3)
     """
 
+    origin: Tensor
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -71,6 +74,7 @@ class Autoencoder(Pair):
         event_shape = as_shape(event_shape)
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
         self.event_shape, self.latent_dim = event_shape, latent_dim
+        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
         self.corruption = nn.Identity() if corruption is None else filled("corruption", corruption)
         self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
         self.decoder = filled(
@@ -113,7 +117,7 @@ class Autoencoder(Pair):
     def model(self, x: Tensor) -> None:
         """Any z, x | z ~ p(x | z), for each row of x."""
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", Flat(self.latent_dim))
+            z = pyro.sample("z", Flat(self.origin))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def guide(self, x: Tensor) -> None:

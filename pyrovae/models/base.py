@@ -168,6 +168,18 @@ class Structure:
     vectorises: bool | None = None
     improper: tuple[str, ...] = ()
 
+    def refuse_improper(self) -> None:
+        """For what estimates log p(x), or needs a p(z).
+
+        Raises:
+            ValueError: naming the latents with a prior that integrates to infinity.
+        """
+        if self.improper:
+            raise ValueError(
+                f"latent sites {list(self.improper)} have a flat prior, which integrates to infinity, so that there is "
+                "no p(x) to estimate or draw from; pyrovae.elbo reports the reconstruction, and a VAE has a p(x)"
+            )
+
     @property
     def subsampled(self) -> bool:
         """Whether the data plate scales its rows by `size / rows`."""
