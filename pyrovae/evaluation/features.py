@@ -1,0 +1,109 @@
+"""A pair's codes as features of scikit-learn's estimators."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pyrovae.evaluation.predictive import encode
+from pyrovae.models.base import as_pair
+
+__all__ = ["Features"]
+
+
+class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The guide's means E_q[z | x] of a pair as a scikit-learn transformer, from arrays to arrays.
+
+    As any estimator it is copied where scikit-learn copies, so that it works in `Pipeline`, `cross_val_score` and
+    `GridSearchCV`. Features of unlabelled data come from a pair that has been fitted to these before (the default:
+    `fit` learns nothing more), or from `train`, which then sees the rows of each fold.
+
+    Args:
+        pair: with a guide that takes x alone, see `pyrovae.as_pair`. It is copied, not changed.
+        train: how `fit` trains the copy: called as `train(pair, x)`, such as `partial(pyrovae.fit, max_epochs=20)` or
+            `partial(pyrovae.pretrain_stacked, ...)`. None: the pair is used as it is.
+        event_shape: shape of one x, into which rows of X are brought. Default: the pair's `event_shape` if it has one,
+            else that of the rows.
+        site: the latent; see `pyrovae.evaluation.encode`.
+        seed: of what `encode` draws where the mean has no closed form.
+
+    Attributes:
+        pair_: the pair that transforms, after `fit`.
+        n_features_in_: numbers in a row of X.
+
+    Raises:
+        ValueError: for X that are no numbers or of other rows than `fit` saw.
+        sklearn.exceptions.NotFittedError: from `transform` before `fit`.
+
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from pyrovae.models import VAE
+    >>> X, y = np.eye(4, dtype=np.float32), [0, 0, 1, 1]
+    >>> classifier = make_pipeline(Features(VAE(4, latent_dim=2, hidden=(5,))), LogisticRegression())
+    >>> classifier[:1].fit_transform(X).shape, classifier.fit(X, y).predict(X).shape
+    ((4, 2), (4,))
+    """
+
+    def __init__(
+        self,
+        pair: Any,
+        *,
+        train: Callable[..., Any] | None = None,
+        event_shape: tuple[int, ...] | None = None,
+        site: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pair = pair
+        self.train = train
+        self.event_shape = event_shape
+        self.site = site
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any = None) -> Features:
+        """Copy the pair, train it on X if there is a `train`, and note how long its codes are.
+
+        Args:
+            X: rows (N, ...), an array or a tensor.
+            y: ignored.
+        """
+        pair = copy.deepcopy(as_pair(self.pair))
+        shape = getattr(pair, "event_shape", None) if self.event_shape is None else self.event_shape
+        rows = _numbers(X)
+        self.event_shape_ = tuple(rows.shape[1:] if shape is None else shape)
+        self.n_features_in_ = prod(rows.shape[1:])
+        x = self._rows(rows)
+        if self.train is not None:
+            self.train(pair, x)
+        self.pair_ = pair
+        self._n_features_out = self._codes(x[:1]).shape[1]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The codes of rows X (N, ...), as an array (N, F)."""
+        check_is_fitted(self)
+        return self._codes(self._rows(_numbers(X)))
+
+    def _rows(self, rows: torch.Tensor) -> torch.Tensor:
+        if prod(rows.shape[1:]) != self.n_features_in_ or self.n_features_in_ != prod(self.event_shape_):
+            raise ValueError(
+                f"X has rows of shape {tuple(rows.shape[1:])}, fitted were {self.n_features_in_} numbers and the pair "
+                f"takes {self.event_shape_}; pass rows of that shape or flattened, or event_shape="
+            )
+        return rows.reshape(len(rows), *self.event_shape_)
+
+    def _codes(self, x: torch.Tensor) -> np.ndarray:
+        return encode(self.pair_, x, site=self.site, seed=self.seed).flatten(1).cpu().numpy()
+
+
+def _numbers(X: Any) -> torch.Tensor:
+    rows = torch.as_tensor(np.asarray(X)) if not isinstance(X, torch.Tensor) else X
+    if rows.dim() < 2 or len(rows) == 0 or rows.is_complex():
+        raise ValueError(f"X has shape {tuple(rows.shape)}, one row at least is wanted; pass shape (N, F)")
+    return rows.to(torch.get_default_dtype())
