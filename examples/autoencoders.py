@@ -2,7 +2,7 @@
 
     python -m examples.autoencoders --seed 0
     PYROVAE_DATA=<folder with MNIST/raw> python -m examples.autoencoders --data mnist --hidden 500 500 2000 \\
-        --latent_dim 10 --epochs 4 --finetune_epochs 8 --batch_size 256
+        --latent_dim 10 --epochs 2 --finetune_epochs 4 --batch_size 256
 
 Features: `pretrain_stacked` on all training images, whose labels it does not see, with Vincent et al.'s masking noise
 (no dropout of the codes); then a classifier on 100 labelled ones, ten of each class, for five draws of them. Pixels,

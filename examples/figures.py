@@ -53,6 +53,14 @@ def main() -> None:
             print(
                 f"{run['data']}, {name} {run['latent_dims']}, NLL {run[name]['nll']:.2f}, units above 0.01 nats {units}"
             )
+    autoencoders = [run for run in seeds("autoencoders") if run["data"] == "digits"]
+    for name in autoencoders[0]["errors_at_100_labels"]:
+        values = [statistics.mean(run["errors_at_100_labels"][name]) for run in autoencoders]
+        print(f"digits, 100 labels, {name}: {spread(values, unit='% errors')}")
+    for name in autoencoders[0]["denoising"]:
+        for kind in ("plain", "denoising"):
+            values = [run["denoising"][name][kind]["cross_entropy"] for run in autoencoders]
+            print(f"digits, {name}, {kind}: {spread(values)} of the clean image")
     for run in seeds("topics"):
         perplexities = " / ".join(f"{run[key]:.0f}" for key in ("perplexity", "perplexity_100_samples"))
         print(f"20 Newsgroups, {run['model']}: perplexity {perplexities} (100 samples), NPMI {run['npmi']:.2f}")
