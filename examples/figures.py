@@ -44,6 +44,14 @@ def main() -> None:
         values = [run[name] for run in inpainting]
         deviation = f"± {statistics.stdev(values):.3f} nats, {len(values)} seeds"
         print(f"digits, a hidden pixel, {name}: {statistics.mean(values):.3f} {deviation}")
+    autoencoders = [run for run in seeds("autoencoders") if run["data"] == "digits"]
+    for name in autoencoders[0]["errors_at_100_labels"]:
+        values = [statistics.mean(run["errors_at_100_labels"][name]) for run in autoencoders]
+        print(f"digits, 100 labels, {name}: {spread(values, unit='% errors')}")
+    for name in autoencoders[0]["denoising"]:
+        for kind in ("plain", "denoising"):
+            values = [run["denoising"][name][kind]["cross_entropy"] for run in autoencoders]
+            print(f"digits, {name}, {kind}: {spread(values)} of the clean image")
     capacity = json.loads((RESULTS / "capacity.json").read_text())
     for split in ("train", "test"):
         values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]

@@ -43,6 +43,7 @@ from pyrovae.models import (
     M2,
     NVDM,
     VAE,
+    Autoencoder,
     FactoredM2,
     HierarchicalVAE,
     InpaintingVAE,
@@ -115,6 +116,9 @@ from pyrovae.training.loop import (
     Callback,
     Run,
 )
+from pyrovae.training.pretraining import (
+    pretrain_stacked,
+)
 from pyrovae.training.runs import (
     load,
 )
@@ -138,6 +142,7 @@ __all__ = [
     "AdversarialAutoencoder",
     "AdversarialVB",
     "Ascent",
+    "Autoencoder",
     "Beta",
     "Callback",
     "Capacity",
@@ -203,6 +208,7 @@ __all__ = [
     "mean_field_posterior",
     "nets",
     "plots",
+    "pretrain_stacked",
     "priors",
     "reverse_kl",
     "schedules",

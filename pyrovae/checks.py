@@ -151,7 +151,7 @@ def check(
     statistics: str | Statistic | Sequence[str | Statistic] | Mapping[str, str | Statistic] | None = None,
     *,
     num_replicates: int = 200,
-    sources: Source | Sequence[Source] = ("posterior", "prior"),
+    sources: Source | Sequence[Source] | None = None,
     site: str | None = None,
     plate: str | None = None,
     max_rows: int | None = 1000,
@@ -167,7 +167,8 @@ def check(
         statistics: names from `STATISTICS` and functions that take x (N, *event) and return one number, alone, in a
             list, or in a mapping that names them. Default: all of `STATISTICS`.
         num_replicates: R; p-values are as fine as 1 / (R + 1).
-        sources: where replicates come from; "posterior", "prior" or both.
+        sources: where replicates come from; "posterior", "prior" or both. Default: both, or the first where a latent
+            has a flat prior.
         site: the observed site to compare; needed only where there are several and none is called "x".
         plate: name of the data plate, where it is not plain.
         max_rows: compare at most this many rows, chosen by `seed`: fewer rows see only larger misfits. None: all.
@@ -198,14 +199,14 @@ def check(
     median False prior predictive, uniform under the model
     """
     functions = by_name(statistics)
-    sources = [sources] if isinstance(sources, str) else list(sources)
-    task = _Replicas(pair, data, sources, num_replicates, site, plate, max_rows, seed, batch_size)
+    asked = [sources] if isinstance(sources, str) else sources
+    task = _Replicas(pair, data, asked, num_replicates, site, plate, max_rows, seed, batch_size)
     rows: list[Comparison] = []
     constant: list[str] = []
     examples: dict[str, Tensor] = {}
     uniforms = torch.Generator().manual_seed(derived_seed(seed, _TIES))
     with isolated_random_state(derived_seed(seed, _STATISTICS)), torch.no_grad():
-        for source in sources:
+        for source in task.sources:
             values: list[list[float]] = []  # of the data, then of each replicate
             for replicated, x in task.chunks(source):
                 if not values:
@@ -284,7 +285,7 @@ class _Replicas:
         self,
         pair: Any,
         data: Any,
-        sources: Sequence[str],
+        sources: Sequence[Source] | None,
         num_replicates: int,
         site: str | None,
         plate: str | None,
@@ -295,12 +296,16 @@ class _Replicas:
         for name, count in {"num_replicates": num_replicates, "max_rows": max_rows, "batch_size": batch_size}.items():
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"{name} is {count!r}, a whole number of at least 1 is wanted; pass {name}=200, say")
-        if not sources or (wrong := [source for source in sources if source not in LABELS]):
-            asked = repr(wrong[0]) if sources else "empty"
+        chosen: Sequence[Source] = ["posterior", "prior"] if sources is None else list(sources)
+        if not chosen or (wrong := [source for source in chosen if source not in LABELS]):
+            asked = repr(wrong[0]) if chosen else "empty"
             raise ValueError(f"the source of replicates is {asked}; pass 'posterior' or 'prior'")
         at_once = ROWS_AT_ONCE if batch_size is None else batch_size
         self.on = Evaluation(pair, data, plate=plate, seed=seed, batch_size=at_once, max_rows=max_rows)
         self.site, self.seed, self.num_replicates = observed_site(self.on.known, site), seed, num_replicates
+        self.sources: Sequence[Source] = ["posterior"] if sources is None and self.on.known.improper else chosen
+        if "prior" in self.sources:
+            self.on.known.refuse_improper()
         self.num_rows = len(self.on.rows)
         if self.on.known.global_latent and not self.on.subsamples:
             self.on.batch_size = self.num_rows  # latents outside the plate are the same for all rows

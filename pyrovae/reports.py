@@ -74,23 +74,26 @@ def evaluate(
     pair = as_pair(pair)
     split, rows = held_out(data)[0], fixed_rows(pair, data, seed)
     parts = elbo(pair, rows, plate=plate, seed=seed)
-    likelihood = log_likelihood(pair, rows, num_samples=num_samples, plate=plate, seed=seed, progress=progress)
     checked = check(pair, rows, num_replicates=num_replicates, plate=plate, seed=seed)
     figures: dict[str, Any] = {
         "split": split,
         "rows": len(rows),
-        "elbo": parts.elbo.value,
-        "elbo_standard_error": parts.elbo.standard_error,
         "reconstruction": parts.reconstruction,
         "kl": parts.kl,
-        "log_likelihood": likelihood.value,
-        "standard_error": likelihood.standard_error,
-        "data_standard_error": likelihood.data_standard_error,
-        "num_samples": num_samples,
-        "is_density": likelihood.is_density,
-        "heavy_tails": likelihood.heavy_tails,
     }
     on: dict[str, Any] = {"plate": plate, "seed": seed, "progress": progress}
+    if parts.is_bound:  # an auto-encoder has no log-likelihood
+        likelihood = log_likelihood(pair, rows, num_samples=num_samples, **on)
+        figures |= {
+            "elbo": parts.elbo.value,
+            "elbo_standard_error": parts.elbo.standard_error,
+            "log_likelihood": likelihood.value,
+            "standard_error": likelihood.standard_error,
+            "data_standard_error": likelihood.data_standard_error,
+            "num_samples": num_samples,
+            "is_density": likelihood.is_density,
+            "heavy_tails": likelihood.heavy_tails,
+        }
     annealed = ais(pair, rows, **on) if with_ais else None
     if annealed is not None:
         figures["ais"] = {"log_likelihood": annealed.value, "standard_error": annealed.standard_error}
@@ -161,17 +164,20 @@ def versions() -> dict[str, str]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as aligned text, for a terminal."""
-    label = "log-likelihood" if figures["is_density"] else "score (no density)"
-    rows = [
-        ("ELBO", f"{figures['elbo']:.3f} ± {figures['elbo_standard_error']:.3f}", "nats per datum"),
-        *((f"  reconstruction {site}", f"{value:.3f}", "") for site, value in figures["reconstruction"].items()),
-        *((f"  KL {site}", f"{value:.3f}", "") for site, value in figures["kl"].items()),
-        (
-            label,
-            f"{figures['log_likelihood']:.3f} ± {figures['standard_error']:.3f}",
-            f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data",
-        ),
-    ]
+    if "elbo" in figures:
+        bound = f"{figures['elbo']:.3f} ± {figures['elbo_standard_error']:.3f}"
+        value = f"{figures['log_likelihood']:.3f} ± {figures['standard_error']:.3f}"
+        samples = f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data"
+        label = "log-likelihood" if figures["is_density"] else "score (no density)"
+        rows = [
+            ("ELBO", bound, "nats per datum"),
+            *((f"  reconstruction {site}", f"{value:.3f}", "") for site, value in figures["reconstruction"].items()),
+            *((f"  KL {site}", f"{value:.3f}", "") for site, value in figures["kl"].items()),
+            (label, value, samples),
+        ]
+    else:
+        note = "nats per datum; no bound on log p(x)"
+        rows = [(f"reconstruction {site}", f"{value:.3f}", note) for site, value in figures["reconstruction"].items()]
     if figures.get("heavy_tails"):
         rows.append(("  Pareto k-hat above 0.7", f"{figures['heavy_tails']} of {figures['rows']}", "too few samples"))
     rows += _further(figures)

@@ -386,6 +386,20 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     "VAE Laplace-Dirichlet prior": partial(vae, bits(6), prior=partial(priors.LaplaceDirichlet, concentration=0.5)),
     "priors given labels": lambda: (Given(), (bits(6), torch.eye(3)[[2, 0, 1, 2]])),
     "VAE batch norm and dropout": partial(vae, bits(6), encoder=Normalised),
+    "Autoencoder": lambda: (
+        models.Autoencoder(6, 2, hidden=(7,), likelihood=conditionals.FixedNormal, corruption=nets.GaussianNoise),
+        (uniform(6),),
+    ),
+    "Autoencoder of grey pixels": lambda: (
+        models.Autoencoder(
+            6,
+            2,
+            hidden=(7,),
+            likelihood=conditionals.CrossEntropy,
+            corruption=nn.Sequential(nets.Masking(0.3), nets.SaltAndPepper(0.2)),
+        ),
+        (uniform(6),),
+    ),
     "CVAE": lambda: (CVAE(6, 2, num_classes=3, hidden=(7,)), (bits(6), torch.tensor([0, 2, 1, 2]))),
     "CVAE learned prior": lambda: (
         CVAE(6, 2, condition_shape=(1, 3), hidden=(7,), prior=Conditioned),
@@ -499,7 +513,11 @@ def local_samples(known: Structure) -> bool:
 
 def scored(known: Structure) -> bool:
     """A guide whose density has a score: no Delta."""
-    return local_samples(known) and not any(isinstance(module, models.NormalizingFlow) for module in known.modules)
+    return (
+        local_samples(known)
+        and not known.improper
+        and not any(isinstance(module, models.NormalizingFlow) for module in known.modules)
+    )
 
 
 def dreams(known: Structure) -> bool:
@@ -510,11 +528,12 @@ CORRELATED = tuple(getattr(posterior, "func", posterior) for posterior in POSTER
 
 
 def one_code(known: Structure) -> bool:
-    """One sampled latent, of data, and independent dims."""
+    """One sampled latent, of data, with a p(z) to draw from, and independent dims."""
     dependent = any(
         isinstance(module, (*CORRELATED, LinearGaussian, models.NormalizingFlow)) for module in known.modules
     )
-    return local_samples(known) and len(known.latent) == 1 and bool(known.observed) and not dependent
+    proper = local_samples(known) and not known.improper
+    return proper and len(known.latent) == 1 and bool(known.observed) and not dependent
 
 
 def two_dims(known: Structure) -> bool:
@@ -998,7 +1017,8 @@ def test_predictive_runs_model_and_guide(name):
         return Predictive(model, guide=pair.guide, num_samples=3)(*batch)
 
     pyro.set_rng_seed(2)
-    from_guide = Predictive(pair.guide, num_samples=3)(*batch) if sites(pair.guide, *batch) else {}
+    with evaluation_mode(pair):  # a corrupted input is another one each time
+        from_guide = Predictive(pair.guide, num_samples=3)(*batch) if sites(pair.guide, *batch) else {}
     # Observed sites keep their values: it is the unconditioned model that replicates data.
     observed, drawn = replicated(pair.model), replicated(poutine.uncondition(pair.model))
     of_batch = sites(pair.model, *batch)

@@ -4,7 +4,7 @@ from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.classification import classification_error, classify
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
-from pyrovae.evaluation.features import latent_data
+from pyrovae.evaluation.features import Features
 from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.implicit_prior import (
     ImplicitLikelihood,
@@ -13,6 +13,7 @@ from pyrovae.evaluation.implicit_prior import (
     implicit_log_likelihood,
 )
 from pyrovae.evaluation.imputation import Imputation, impute, impute_by_gibbs, missing_log_likelihood
+from pyrovae.evaluation.latent_data import latent_data
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
@@ -25,6 +26,7 @@ __all__ = [
     "ElboParts",
     "Estimate",
     "Expectation",
+    "Features",
     "Gaps",
     "ImplicitLikelihood",
     "Imputation",

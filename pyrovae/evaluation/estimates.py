@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyrovae.distributions import is_improper
 from pyrovae.evaluation.pareto import HEAVY
 from pyrovae.objectives import Term
 
@@ -27,8 +28,8 @@ class Estimate:
         data_standard_error: error of the mean over data, the sd of the values per datum / sqrt(N); NaN for N = 1.
         per_datum: the values (N,), on the CPU.
         num_samples: K, of each datum.
-        is_density: False where an observed site's distribution says that it is none, such as `CrossEntropy`: then the
-            value is a score, and never stands beside log-likelihoods.
+        is_density: False where an observed site's distribution says that it is none, such as `CrossEntropy`, or where a
+            latent has a flat prior: then the value is a score, and never stands beside log-likelihoods.
         ess: effective sample size (sum w)^2 / sum w^2 of each datum's K importance weights (N,), from 1 to K; None if
             there are no weights.
         pareto_k: k-hat of the largest weights of each datum (N,), see `pyrovae.evaluation.pareto`; NaN from fewer than
@@ -138,7 +139,9 @@ def with_error(value: float, error: float) -> str:
 
 
 def is_density(terms: Sequence[Term]) -> bool:
-    """Whether every observed site's distribution is a density; a wrapper is what it wraps."""
+    """Whether every observed site's distribution is a density, and no latent's prior a flat one; through wrappers."""
+    if any(term.kind == "latent" and is_improper(term.site["fn"]) for term in terms):
+        return False
     for term in terms:
         inner = term.site["fn"] if term.kind == "observed" else None
         while inner is not None:

@@ -1,93 +1,109 @@
-"""A trained guide's latents as data: features to learn from, drawn anew each time they are read."""
+"""A pair's codes as features of scikit-learn's estimators."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
-import pyro.distributions as dist
+import numpy as np
 import torch
-from pyro import poutine
-from torch import Tensor
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
-from pyrovae.data import Data, Split
-from pyrovae.evaluation.running import evaluating
-from pyrovae.evaluation.sites import latent_site
+from pyrovae.evaluation.predictive import encode
+from pyrovae.models.base import as_pair
 
-__all__ = ["latent_data"]
-
-_SCALE = "x_scale"
+__all__ = ["Features"]
 
 
-def latent_data(
-    pair: Any,
-    data: Data,
-    *,
-    site: str | None = None,
-    min_std: float = 0.0,
-    plate: str | None = None,
-    seed: int = 0,
-) -> tuple[Data, list[int]]:
-    """The latents of data under a guide, as data: the features of M1, for another pair or any classifier.
+class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """The guide's means E_q[z | x] of a pair as a scikit-learn transformer, from arrays to arrays.
 
-    Training rows are drawn from q(z | x) anew whenever they are read, validation and test rows are its means. All
-    passes of the encoder are made here, once.
+    As any estimator it is copied where scikit-learn copies, so that it works in `Pipeline`, `cross_val_score` and
+    `GridSearchCV`. Features of unlabelled data come from a pair that has been fitted to these before (the default:
+    `fit` learns nothing more), or from `train`, which then sees the rows of each fold.
 
     Args:
-        pair, plate: see `evaluating`.
-        data: Data in memory.
-        site: a latent whose q(z | x) is a diagonal Normal. Default: the first continuous one.
-        min_std: leave out dimensions whose mean varies less over the training rows: those that the guide does not use.
-        seed: of the transforms of the splits, applied once.
+        pair: with a guide that takes x alone, see `pyrovae.as_pair`. It is copied, not changed.
+        train: how `fit` trains the copy: called as `train(pair, x)`, such as `partial(pyrovae.fit, max_epochs=20)` or
+            `partial(pyrovae.pretrain_stacked, ...)`. None: the pair is used as it is.
+        event_shape: shape of one x, into which rows of X are brought. Default: the pair's `event_shape` if it has one,
+            else that of the rows.
+        site: the latent; see `pyrovae.evaluation.encode`.
+        seed: of what `encode` draws where the mean has no closed form.
 
-    Returns:
-        Data with x (N, number kept) and the other tensors as they were; and which dimensions these are.
+    Attributes:
+        pair_: the pair that transforms, after `fit`.
+        n_features_in_: numbers in a row of X.
 
     Raises:
-        TypeError: for data that are no Data of rows in memory.
-        ValueError: for a latent of another kind, or if no dimension varies so much.
+        ValueError: for X that are no numbers or of other rows than `fit` saw.
+        sklearn.exceptions.NotFittedError: from `transform` before `fit`.
 
-    Source: Kingma et al. 2014, https://arxiv.org/abs/1406.5298; their code leaves out what varies less than 0.1.
-
-    >>> import pyrovae as pv
-    >>> codes, kept = latent_data(pv.VAE((1, 8, 8), 5, hidden=(20,)), pv.data.load("digits"))
-    >>> codes, kept
-    (Data('digits': train 1437, validation 180, test 180 rows; event_shape (5,)), [0, 1, 2, 3, 4])
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from pyrovae.models import VAE
+    >>> X, y = np.eye(4, dtype=np.float32), [0, 0, 1, 1]
+    >>> classifier = make_pipeline(Features(VAE(4, latent_dim=2, hidden=(5,))), LogisticRegression())
+    >>> classifier[:1].fit_transform(X).shape, classifier.fit(X, y).predict(X).shape
+    ((4, 2), (4,))
     """
-    found = data.splits if isinstance(data, Data) else {}
-    in_memory = {part: split for part, split in found.items() if isinstance(split, Split)}
-    if not found or len(in_memory) < len(found):
-        raise TypeError(f"data is {type(data).__name__}, Data of rows in memory is wanted; pass pyrovae.data.Data(...)")
-    normals = {part: _normal(pair, split, site, plate, seed) for part, split in in_memory.items()}
-    kept = (normals["train"][0].std(0) > min_std).nonzero()[:, 0].tolist()
-    if not kept:
-        raise ValueError(f"no dimension's mean varies by more than min_std={min_std}; pass a smaller one")
-    splits: dict[str, Any] = {}
-    for part, split in in_memory.items():
-        loc, scale = (values[:, kept] for values in normals[part])
-        others = {name: tensor for name, tensor in split.fixed(seed).tensors.items() if name != "x"}
-        noise = {_SCALE: scale.clone()} if part == "train" else {}
-        splits[part] = Split({"x": loc.clone(), **others, **noise}, transform=_drawn if part == "train" else None)
-    return dataclasses.replace(data, **splits, levels=None, vocabulary=None), kept
+
+    def __init__(
+        self,
+        pair: Any,
+        *,
+        train: Callable[..., Any] | None = None,
+        event_shape: tuple[int, ...] | None = None,
+        site: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pair = pair
+        self.train = train
+        self.event_shape = event_shape
+        self.site = site
+        self.seed = seed
+
+    def fit(self, X: Any, y: Any = None) -> Features:
+        """Copy the pair, train it on X if there is a `train`, and note how long its codes are.
+
+        Args:
+            X: rows (N, ...), an array or a tensor.
+            y: ignored.
+        """
+        pair = copy.deepcopy(as_pair(self.pair))
+        shape = getattr(pair, "event_shape", None) if self.event_shape is None else self.event_shape
+        rows = _numbers(X)
+        self.event_shape_ = tuple(rows.shape[1:] if shape is None else shape)
+        self.n_features_in_ = prod(rows.shape[1:])
+        x = self._rows(rows)
+        if self.train is not None:
+            self.train(pair, x)
+        self.pair_ = pair
+        self._n_features_out = self._codes(x[:1]).shape[1]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The codes of rows X (N, ...), as an array (N, F)."""
+        check_is_fitted(self)
+        return self._codes(self._rows(_numbers(X)))
+
+    def _rows(self, rows: torch.Tensor) -> torch.Tensor:
+        if prod(rows.shape[1:]) != self.n_features_in_ or self.n_features_in_ != prod(self.event_shape_):
+            raise ValueError(
+                f"X has rows of shape {tuple(rows.shape[1:])}, fitted were {self.n_features_in_} numbers and the pair "
+                f"takes {self.event_shape_}; pass rows of that shape or flattened, or event_shape="
+            )
+        return rows.reshape(len(rows), *self.event_shape_)
+
+    def _codes(self, x: torch.Tensor) -> np.ndarray:
+        return encode(self.pair_, x, site=self.site, seed=self.seed).flatten(1).cpu().numpy()
 
 
-def _drawn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    x, scale = tensors["x"], tensors[_SCALE]
-    return {**tensors, "x": x + scale * torch.randn_like(x)}
-
-
-def _normal(pair: Any, split: Split, site: str | None, plate: str | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations (N, L), on the CPU."""
-    with evaluating(pair, split, plate=plate, seed=seed) as on:
-        name = latent_site(on, site, vector=True)["name"]
-        parts: list[Sequence[Tensor]] = []
-        for run, batch, _ in on:
-            fn = poutine.trace(run.guide).get_trace(*batch).nodes[name]["fn"]
-            while isinstance(fn, torch.distributions.Independent):
-                fn = fn.base_dist
-            if not isinstance(fn, dist.Normal):
-                raise ValueError(f"q of {name!r} is {type(fn).__name__}, not a diagonal Normal; name another site=")
-            parts.append((fn.loc, fn.scale.expand_as(fn.loc)))
-        loc, scale = (on.join([part[which] for part in parts]).cpu() for which in (0, 1))
-        return loc, scale
+def _numbers(X: Any) -> torch.Tensor:
+    rows = torch.as_tensor(np.asarray(X)) if not isinstance(X, torch.Tensor) else X
+    if rows.dim() < 2 or len(rows) == 0 or rows.is_complex():
+        raise ValueError(f"X has shape {tuple(rows.shape)}, one row at least is wanted; pass shape (N, F)")
+    return rows.to(torch.get_default_dtype())

@@ -106,6 +106,7 @@ def gaps(
     columns: list[list[Tensor]] = [[] for _ in range(10)]
     density = True
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:
+        on.known.refuse_improper()
         with tqdm(total=len(on.rows) * steps, desc="gaps", disable=not progress) as bar:
             for run, batch, covered in on:
                 check_support(on, batch)

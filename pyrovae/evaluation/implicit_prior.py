@@ -165,6 +165,7 @@ def _log_normaliser(
 ) -> tuple[str, Estimate]:
     """The latent's name, and log E_p(z) [exp T(z)]."""
     with evaluating(pair, data, plate=plate, seed=seed) as on, evaluation_mode(critic):
+        on.known.refuse_improper()
         run, batch, _ = next(iter(on))
         name = code_name(on.known)
         fn = poutine.trace(poutine.uncondition(run.model)).get_trace(*batch).nodes[name]["fn"]

@@ -248,6 +248,7 @@ def _with_masks(
     """The pair on data, and its batches with x and mask; whatever the data hold where x is missing."""
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=particles) as on:
         rows = on.rows
+        on.known.refuse_improper()
         if not isinstance(rows, Split) or not {"x", "mask"} <= set(rows.fields) or "x" not in rows.names:
             raise ValueError(
                 f"data hold {', '.join(rows.fields)} and the model takes {', '.join(rows.names)}; both need x, and the "

@@ -49,6 +49,7 @@ class Joint:
     def __init__(self, run: PairLike, batch: Sequence[Any], known: Structure, *, start: str = "prior"):
         if start not in ("prior", "guide"):
             raise ValueError(f'start is {start!r}; pass "prior" or "guide"')
+        known.refuse_improper()
         if known.global_latent:
             raise ValueError(
                 f"latent sites {list(known.global_latent)} lie outside the plate {known.plate!r}, so a datum has no "

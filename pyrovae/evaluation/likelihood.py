@@ -22,7 +22,6 @@ from pyrovae.evaluation.pareto import Tail
 from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, PairLike, structure
 from pyrovae.objectives import Ledger, Term, ledger
-from pyrovae.objectives.draws import one
 
 __all__ = ["ElboParts", "check_support", "elbo", "from_prior", "log_likelihood", "numbers", "weight_runs"]
 
@@ -69,7 +68,7 @@ def log_likelihood(
 
     Raises:
         ValueError: for another proposal, for latent sites outside the data plate, whose data have no weights of their
-            own, and for data that the likelihood cannot give.
+            own, for those with a flat prior, and for data that the likelihood cannot give.
 
     Source: Burda, Grosse & Salakhutdinov 2016, https://arxiv.org/abs/1509.00519, eq. 8.
 
@@ -115,6 +114,7 @@ def weight_runs(
     """
     if proposal not in ("guide", "prior"):
         raise ValueError(f'proposal is {proposal!r}; pass "guide" or "prior"')
+    on.known.refuse_improper()
     known = on.known if proposal == "guide" else None
     with tqdm(total=len(on.rows), desc="log-likelihood", unit="datum", disable=not progress) as bar:
         for run, batch, covered in on:
@@ -142,17 +142,22 @@ def from_prior(pair: PairLike) -> PairLike:
 class ElboParts:
     """The evidence lower bound and what it is made of: elbo = sum of reconstruction - sum of kl, nats per datum.
 
+    Where a latent has a flat prior, as the code of an auto-encoder has, there is no p(x) and no bound on it: then that
+    latent has no KL, and `elbo` is what is left, the reconstruction.
+
     Attributes:
-        elbo: the bound.
+        elbo: the bound; a reconstruction where `is_bound` is False.
         reconstruction: E_q log p of each observed site.
         kl: KL(q || p) of each latent site, in closed form where that is valid, else E_q[log q - log p]. Of discrete
             sites summed in the model, E_q KL(p(c | x, z) || p(c)); several share one entry, for their posterior is
             joint. Of sites outside the data plate, their KL over N.
+        is_bound: whether `elbo` is one, on log p(x).
     """
 
     elbo: Estimate
     reconstruction: dict[str, float]
     kl: dict[str, float]
+    is_bound: bool = True
 
     def __str__(self) -> str:
         parts = {f"reconstruction {site}": value for site, value in self.reconstruction.items()}
@@ -160,7 +165,8 @@ class ElboParts:
         width = max(len(name) for name in parts)
         value, _, rest = str(self.elbo).partition(" ")
         digits = len(value.partition(".")[2])
-        numbers = {"ELBO": value} | {name: f"{part:.{digits}f}" for name, part in parts.items()}
+        whole = "ELBO" if self.is_bound else "reconstruction"
+        numbers = {whole: value} | {name: f"{part:.{digits}f}" for name, part in parts.items()}
         across = max(len(number) for number in numbers.values())
         lines = [f"{name:<{width}}  {number:>{across}}" for name, number in numbers.items()]
         return "\n".join([f"{lines[0]} {rest}", *lines[1:]])
@@ -195,12 +201,13 @@ def elbo(
     check_counts(num_particles=num_particles)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:
         values, variances, parts, density, total = [], [], [], True, len(on.rows)
+        counted = partial(_is_none_of, on.known.improper)
         for run, batch, _ in on:
             check_support(on, batch)
             drawn = ledger(run, *batch, num_particles=num_particles, known=on.known)
             size = drawn.size if on.known.subsampled else total
-            value = drawn.elbo(one).double()  # (K, B)
-            shared = drawn.global_elbo(one)
+            value = drawn.elbo(counted).double()  # (K, B)
+            shared = drawn.global_elbo(counted)
             value = value + shared[:, None] / size if isinstance(shared, Tensor) else value
             independent = value.sum(1, keepdim=True) if on.known.global_latent else value  # rows share global draws
             variances.append(independent.var(0) / num_particles if num_particles > 1 else math.nan * independent[0])
@@ -213,7 +220,8 @@ def elbo(
             {site: float(on.join([part[kind][site] for part in parts]).mean()) for site in parts[0][kind]}
             for kind in (0, 1)
         ]
-        return ElboParts(bound, *means)
+        kl = {site: value for site, value in means[1].items() if site not in on.known.improper}
+        return ElboParts(bound, means[0], kl, not on.known.improper)
 
 
 def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -241,6 +249,10 @@ def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 def _is_named(name: str, term: Term) -> float:
     return float(term.name == name)
+
+
+def _is_none_of(names: Sequence[str], term: Term) -> float:
+    return float(term.name not in names)
 
 
 def numbers(drawn: Ledger) -> int:

@@ -158,7 +158,8 @@ def generate(
         (n, *event).
 
     Raises:
-        ValueError: for a fixed site that is no latent of the model, or a value of another shape.
+        ValueError: for a fixed site that is no latent of the model, or a value of another shape; for a latent with a
+            flat prior that is not fixed.
 
     >>> from pyrovae.models import LadderVAE
     >>> ladder, x = LadderVAE(8, latent_dims=(4, 2), hidden=(16,)), torch.ones(3, 8)
@@ -169,6 +170,8 @@ def generate(
     rows = _repeated(pair, like, num_samples, seed)
     with evaluating(pair, rows, plate=plate, seed=seed, batch_size=batch_size) as on:
         name = observed_site(on.known, site)
+        if not set(on.known.improper) <= set(fixed or {}):
+            on.known.refuse_improper()
         values = _fixed_values(on, num_samples, dict(fixed or {}))
         parts = []
         for run, batch, covered in on:

@@ -147,6 +147,7 @@ class _Pieces:
 def only_latent(on: Evaluation) -> str:
     trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
     names = [site["name"] for site in random_sites(trace) if not site["is_observed"]]
+    on.known.refuse_improper()
     if len(names) != 1 or on.known.global_latent or len(on.known.latent) != 1:
         raise ValueError(
             f"the guide samples {names} and the model {list(on.known.latent)}; the KL is taken apart for one latent of "

@@ -1,5 +1,6 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
+from pyrovae.models.autoencoder import Autoencoder
 from pyrovae.models.belief_net import SigmoidBeliefNet
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
@@ -14,6 +15,7 @@ __all__ = [
     "M2",
     "NVDM",
     "VAE",
+    "Autoencoder",
     "FactoredM2",
     "HierarchicalVAE",
     "InpaintingVAE",
