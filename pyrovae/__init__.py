@@ -42,10 +42,12 @@ from pyrovae.models import (
     HierarchicalVAE,
     InpaintingVAE,
     LadderVAE,
+    MeanFieldVaDE,
     NormalizingFlow,
     PartialVAE,
     PosteriorMatching,
     ProdLDA,
+    VaDE,
 )
 from pyrovae.models.base import (
     Pair,
@@ -145,6 +147,7 @@ __all__ = [
     "LadderVAE",
     "MarginalLikelihood",
     "MeanField",
+    "MeanFieldVaDE",
     "MonteCarlo",
     "NormalizingFlow",
     "Objective",
@@ -158,6 +161,7 @@ __all__ = [
     "Run",
     "TiltedPair",
     "TotalCorrelation",
+    "VaDE",
     "WakeSleep",
     "active_layers",
     "active_units",

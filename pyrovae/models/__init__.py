@@ -5,6 +5,7 @@ from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
 from pyrovae.models.topics import NVDM, ProdLDA
+from pyrovae.models.vade import MeanFieldVaDE, VaDE
 from pyrovae.models.vae import VAE
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",
+    "MeanFieldVaDE",
     "NormalizingFlow",
     "PartialVAE",
     "PosteriorMatching",
     "ProdLDA",
+    "VaDE",
 ]
