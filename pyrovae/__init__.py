@@ -39,6 +39,7 @@ from pyrovae.models import (
     CVAE,
     NVDM,
     VAE,
+    Autoencoder,
     HierarchicalVAE,
     InpaintingVAE,
     LadderVAE,
@@ -109,6 +110,9 @@ from pyrovae.training.loop import (
     Callback,
     Run,
 )
+from pyrovae.training.pretraining import (
+    pretrain_stacked,
+)
 from pyrovae.training.runs import (
     load,
 )
@@ -131,6 +135,7 @@ __all__ = [
     "AdversarialAutoencoder",
     "AdversarialVB",
     "Ascent",
+    "Autoencoder",
     "Beta",
     "Callback",
     "Capacity",
@@ -191,6 +196,7 @@ __all__ = [
     "mean_field_posterior",
     "nets",
     "plots",
+    "pretrain_stacked",
     "priors",
     "reverse_kl",
     "schedules",

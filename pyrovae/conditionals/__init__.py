@@ -34,6 +34,7 @@ from pyrovae.conditionals.normal import (
     LowRankNormal,
     SoftplusNormal,
 )
+from pyrovae.conditionals.point import Point
 from pyrovae.conditionals.topics import BagOfWords, NormalisedNormal, ProductOfExperts, TopicMixture
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "NormalMixture",
     "NormalisedNormal",
     "PlanarFlow",
+    "Point",
     "ProductOfExperts",
     "RadialFlow",
     "SoftplusNormal",

@@ -4,6 +4,7 @@ Those of grey values are over one number, with batch shape that of their paramet
 """
 
 from pyrovae.distributions.delta import TolerantDelta
+from pyrovae.distributions.flat import Flat, is_improper
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.products import Columns, by_element, masked
@@ -15,9 +16,11 @@ __all__ = [
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "Flat",
     "Implicit",
     "TolerantDelta",
     "by_element",
+    "is_improper",
     "log_coefficient",
     "masked",
 ]

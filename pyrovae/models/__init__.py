@@ -1,5 +1,6 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
+from pyrovae.models.autoencoder import Autoencoder
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
@@ -12,6 +13,7 @@ __all__ = [
     "CVAE",
     "NVDM",
     "VAE",
+    "Autoencoder",
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",

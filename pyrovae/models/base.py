@@ -21,6 +21,8 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pyrovae.distributions.flat import is_improper
+
 __all__ = [
     "Functions",
     "Pair",
@@ -139,6 +141,8 @@ class Structure:
         max_plate_nesting: how many dims the plates of model and guide take.
         latent, observed: names of the model's sites in order, `pyro.factor` among neither.
         global_latent: latent sites outside the data plate.
+        improper: latent sites whose prior integrates to infinity: the pair has no density of x, and its values are no
+            bounds on one.
         supports: for each observed site whose value is a tensor of the batch, reshaped maybe: its position there, and
             what values the site takes.
         enumerated: sites marked `infer={"enumerate": "parallel"}`, of model and guide.
@@ -162,6 +166,7 @@ class Structure:
     buffers: dict[str, Tensor]
     modules: tuple[nn.Module, ...]
     vectorises: bool | None = None
+    improper: tuple[str, ...] = ()
 
     @property
     def subsampled(self) -> bool:
@@ -220,6 +225,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
         buffers=_buffers(pair, modules),
         modules=tuple(modules),
+        improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
     )
 
 

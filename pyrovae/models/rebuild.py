@@ -12,6 +12,7 @@ from typing import Any
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import flow
 from pyrovae.models.base import Pair
+from pyrovae.nets import corruption
 
 __all__ = ["build", "describe", "family", "named", "part", "parts"]
 
@@ -23,6 +24,7 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "posterior": (conditionals, ("feature_shape", "event_shape")),
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
     "coupling": (flow, ("dim",)),
+    "corruption": (corruption, ()),
 }
 
 

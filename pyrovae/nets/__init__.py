@@ -6,6 +6,7 @@ Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for
 Weights start as torch initialises them.
 """
 
+from pyrovae.nets.corruption import GaussianNoise, Masking, SaltAndPepper
 from pyrovae.nets.frozen import Frozen
 from pyrovae.nets.layers import (
     MLP,
@@ -26,13 +27,16 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Frozen",
+    "GaussianNoise",
     "Head",
     "MaskedConvEncoder",
     "MaskedMLP",
+    "Masking",
     "MultiLinear",
     "MultiMLP",
     "PartialConv2d",
     "PartialConvEncoder",
+    "SaltAndPepper",
     "as_shape",
     "leading_shape",
     "near_zero_",

@@ -14,15 +14,14 @@ from typing import Any
 import pyro
 import torch
 
-from pyrovae.data import Data, Split, Stream, match
-from pyrovae.models.base import PairLike, Structure, as_pair
+from pyrovae.models.base import Structure, as_pair
 from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import compiler, worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.precision import tensor_float32
-from pyrovae.training.preparation import check_support, prepare
+from pyrovae.training.preparation import check_support, prepare, splits
 from pyrovae.training.processes import check_divisible, in_workers, join, wants_workers
 from pyrovae.training.runs import load
 from pyrovae.training.step import Step
@@ -133,7 +132,7 @@ def fit(
     if precision not in _DTYPES:
         raise ValueError(f"precision is {precision!r}; pass one of {', '.join(str(name) for name in _DTYPES)}")
     device = _device(accelerator)
-    train, held_out = _splits(data, pair, validation)
+    train, held_out = splits(data, pair, validation)
     batch_size = min(128, len(train)) if batch_size is None else batch_size
     if batch_size > len(train):
         raise ValueError(f"batch_size is {batch_size}, the data have {len(train)} rows; pass batch_size<={len(train)}")
@@ -271,35 +270,6 @@ def _compiles(steps: int, known: Structure, device: torch.device, *, says: bool)
         reason = "" if obstacle is None else f": {obstacle}"
         print(f"{'eager' if obstacle else 'compiled'} steps, {steps} are planned{reason}", file=sys.stderr)
     return obstacle is None
-
-
-def _splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, Split | Stream | None]:
-    """What to train on and what to validate on, as the model's arguments."""
-    if isinstance(data, Data) and data.levels is not None and getattr(pair, "continuous", False):
-        raise ValueError(
-            f"x of {data.name or 'data'} takes {data.levels} values, on which the density of {type(pair).__name__} has "
-            f"no bound; pass Data of splits with transform=pyrovae.data.dequantize({data.levels}) and levels=None"
-        )
-    train = match(data, pair.model)
-    if validation is None:
-        validation = data.validation if isinstance(data, Data) else None
-    if validation is None or validation is False:
-        return train, None
-    if isinstance(validation, float):
-        if not 0 < validation < 1 or not isinstance(train, Split):
-            raise ValueError(
-                f"validation is {validation}, a fraction between 0 and 1 of rows in memory is wanted; "
-                "pass validation=0.1, or the data to validate on"
-            )
-        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        count = max(1, round(validation * len(train)))
-        return train.subset(rows[count:]), train.subset(rows[:count]).fixed(0)
-    held_out = match(validation, pair.model)
-    if held_out.event_shape != train.event_shape:
-        raise ValueError(
-            f"validation has event shape {held_out.event_shape}, the training data {train.event_shape}; pass one shape"
-        )
-    return train, held_out.fixed(0) if isinstance(held_out, Split) else held_out
 
 
 def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None:

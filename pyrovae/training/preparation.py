@@ -12,10 +12,10 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from pyrovae.data import Split, Stream
+from pyrovae.data import Data, Split, Stream, match
 from pyrovae.models.base import Functions, PairLike, Structure, structure
 
-__all__ = ["check_support", "prepare"]
+__all__ = ["check_support", "prepare", "splits"]
 
 
 def prepare(
@@ -90,6 +90,35 @@ def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, pla
             f"{len(train)} rows; write a guide that computes them from the data (amortisation), or pass batch_size="
             f"{len(train)}"
         )
+
+
+def splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, Split | Stream | None]:
+    """What to train on and what to validate on, as the model's arguments."""
+    if isinstance(data, Data) and data.levels is not None and getattr(pair, "continuous", False):
+        raise ValueError(
+            f"x of {data.name or 'data'} takes {data.levels} values, on which the density of {type(pair).__name__} has "
+            f"no bound; pass Data of splits with transform=pyrovae.data.dequantize({data.levels}) and levels=None"
+        )
+    train = match(data, pair.model)
+    if validation is None:
+        validation = data.validation if isinstance(data, Data) else None
+    if validation is None or validation is False:
+        return train, None
+    if isinstance(validation, float):
+        if not 0 < validation < 1 or not isinstance(train, Split):
+            raise ValueError(
+                f"validation is {validation}, a fraction between 0 and 1 of rows in memory is wanted; "
+                "pass validation=0.1, or the data to validate on"
+            )
+        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        count = max(1, round(validation * len(train)))
+        return train.subset(rows[count:]), train.subset(rows[:count]).fixed(0)
+    held_out = match(validation, pair.model)
+    if held_out.event_shape != train.event_shape:
+        raise ValueError(
+            f"validation has event shape {held_out.event_shape}, the training data {train.event_shape}; pass one shape"
+        )
+    return train, held_out.fixed(0) if isinstance(held_out, Split) else held_out
 
 
 def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
