@@ -1,6 +1,7 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
+from pyrovae.evaluation.clustering import ari, assign_clusters, cluster_accuracy, nmi, responsibilities
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
@@ -33,7 +34,10 @@ __all__ = [
     "active_layers",
     "active_units",
     "ais",
+    "ari",
+    "assign_clusters",
     "bdmc",
+    "cluster_accuracy",
     "compare_priors",
     "decode",
     "elbo",
@@ -49,7 +53,9 @@ __all__ = [
     "log_likelihood",
     "manifold",
     "missing_log_likelihood",
+    "nmi",
     "reconstruct",
+    "responsibilities",
     "surgery",
     "traverse",
 ]

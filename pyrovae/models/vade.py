@@ -175,7 +175,8 @@ class VaDE(VAE):
 
     def _scale_posterior(self, x: Tensor, seed: int) -> None:
         """The posterior's scale: a fraction of the components', the one with the highest bound on x."""
-        head: Any = self.posterior.head
+        posterior: Any = self.posterior
+        head, floor = posterior.head.layer, posterior.min_scale
         x = x.to(self.prior.loc.device, self.prior.loc.dtype)
         with torch.no_grad(), evaluation_mode(self), isolated_random_state(seed):
             within = (self.prior.logits.softmax(0) @ self.prior.scale**2).sqrt()  # (L,)
@@ -187,9 +188,9 @@ class VaDE(VAE):
                 log_p = self.likelihood(self.decoder(z)).log_prob(x) + self.prior().log_prob(z)
                 bounds.append(float((log_p - q.log_prob(z)).mean()))
             best = FRACTIONS[bounds.index(max(bounds))]
-            weight, bias = (parameter[self.latent_dim :] for parameter in (head.layer.weight, head.layer.bias))
+            weight, bias = (parameter[self.latent_dim :] for parameter in (head.weight, head.bias))
             weight.zero_()
-            bias.copy_(2 * (best * within - self.posterior.min_scale).clamp_min(1e-6).log())
+            bias.copy_(2 * (best * within - floor).clamp_min(1e-6).log())
 
 
 class MeanFieldVaDE(VaDE):
