@@ -11,10 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from examples.reproduce import iwae, posteriors, priors
+from examples.reproduce import iwae, posteriors, priors, vade
 from examples.reproduce.runner import reproduce, table
 
-NAMES = {"iwae": iwae.RESULT, "priors": priors.RESULT, "posteriors": posteriors.RESULT}
+NAMES = {
+    "iwae": iwae.RESULT,
+    "priors": priors.RESULT,
+    "posteriors": posteriors.RESULT,
+    **{f"vade_{name}": result for name, result in vade.RESULTS.items()},
+}
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ class Schedule:
         num_samples: importance samples of the test log-likelihood.
         lr: learning rate at the start.
         decay: what the learning rate has been multiplied by at the end, by the same factor each epoch.
+        pretraining: epochs of what a cell's `start` trains before.
     """
 
     epochs: int
@@ -44,9 +45,11 @@ class Schedule:
     num_samples: int
     lr: float = 1e-3
     decay: float = 1.0
+    pretraining: int = 0
 
     def __str__(self) -> str:
-        return f"epochs_{self.epochs}_batch_{self.batch_size}_samples_{self.num_samples}"
+        before = f"pretraining_{self.pretraining}_" if self.pretraining else ""
+        return f"{before}epochs_{self.epochs}_batch_{self.batch_size}_samples_{self.num_samples}"
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,18 @@ class Cell:
         paper: the paper's figure.
         options: further arguments of `pyrovae.fit`.
         evaluate: figures of the trained pair beside the log-likelihood, or instead of it where there is none.
+        start: takes the new pair to where its training starts, such as by training in folders of its own, in which it
+            goes on if it was cut off: `start(pair, data, schedule, seed=, out=, **options of fit)`; False if it was.
+        without_pair: figures of a method that trains no pair, called with the data and the seed; then only these count.
     """
 
-    pair: Callable[[Data], Any]
+    pair: Callable[[Data], Any] | None = None
     objective: Callable[[Data, Schedule], pyro.infer.ELBO] = lambda data, schedule: pv.ELBO()
     paper: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None
+    start: Callable[..., bool] | None = None
+    without_pair: Callable[[Data, int], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ class Result:
         cells: by name, in the order in which they run.
         paper, reduced: the paper's schedule, and one for an afternoon on a CPU.
         figure: the key of the figure in a cell's JSON.
+        row: how the table summarises the records of one cell and setting, the columns after the paper's; by default
+            mean and spread.
+        columns: what these are.
     """
 
     source: str
@@ -86,6 +97,8 @@ class Result:
     paper: Schedule
     reduced: Schedule
     figure: str = "nll"
+    row: Callable[[list[dict[str, Any]]], list[str]] | None = None
+    columns: Sequence[str] = ("ours, mean ± sd",)
 
 
 class OutOfTime(pv.Callback):
@@ -129,44 +142,55 @@ def run_cell(
         return True
     data = result.load(root)
     out = Path("runs/reproduce") / name / str(schedule) / path.stem
-    with isolated_random_state(seed):
-        pair = cell.pair(data)
-    run = pv.fit(
-        pair,
-        data,
-        **{
-            "objective": cell.objective(data, schedule),
-            "validation": False,
-            "max_epochs": schedule.epochs,
-            "batch_size": schedule.batch_size,
-            "lr": schedule.lr,
-            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
-            "accelerator": device,
-            **cell.options,
-        },
-        seed=seed,
-        out=out,
-        resume=(out / "checkpoints").exists(),
-        callbacks=[OutOfTime(deadline)],
-    )
-    if run.interrupted:
-        return False
     record = {
-        **(cell.evaluate or likelihood)(run.pair, run, data, schedule.num_samples),
         "cell": cell_name,
         "paper": cell.paper,
         "num_samples": schedule.num_samples,
-        "epochs": run.epoch,
         "batch_size": schedule.batch_size,
         "seed": seed,
-        "fit_seconds": run.seconds,
         "versions": reports.versions(),
-        "device": next(iter(run.known.parameters.values())).device.type,
     }
+    if cell.pair is None:
+        assert cell.without_pair is not None
+        record |= {"epochs": 0, "fit_seconds": 0.0, "device": "cpu", **cell.without_pair(data, seed)}
+    else:
+        with isolated_random_state(seed):
+            pair = cell.pair(data)
+        run = _trained(cell, pair, data, schedule, out, seed=seed, deadline=deadline, device=device)
+        if run is None:
+            return False
+        record |= {
+            **(cell.evaluate or likelihood)(run.pair, run, data, schedule.num_samples),
+            "epochs": run.epoch,
+            "fit_seconds": run.seconds,
+            "device": next(iter(run.known.parameters.values())).device.type,
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     reports.write_json(record, path)
     print(f"{cell_name}, seed {seed}: {result.figure} {record[result.figure]:.2f}", flush=True)
     return True
+
+
+def _trained(
+    cell: Cell, pair: Any, data: Data, schedule: Schedule, out: Path, *, seed: int, deadline: float, device: str
+) -> pv.Run | None:
+    """The run of a cell, or None if time was up."""
+    resume = (out / "checkpoints").exists()
+    common = {"accelerator": device, "callbacks": [OutOfTime(deadline)], "validation": False}
+    if cell.start is not None and not resume and not cell.start(pair, data, schedule, seed=seed, out=out, **common):
+        return None
+    decay = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs))
+    options = {
+        "objective": cell.objective(data, schedule),
+        "max_epochs": schedule.epochs,
+        "batch_size": schedule.batch_size,
+        "lr": schedule.lr,
+        "schedule": decay,
+        **common,
+        **cell.options,
+    }
+    run = pv.fit(pair, data, **options, seed=seed, out=out, resume=resume)
+    return None if run.interrupted else run
 
 
 def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
@@ -183,8 +207,8 @@ def table(name: str, result: Result) -> str:
     lines = [
         f"{result.source}",
         "",
-        "| cell | paper | ours, mean ± sd | seeds | epochs | batch | samples | device |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| cell | paper | {' | '.join(result.columns)} | seeds | epochs | batch | samples | device |",
+        "|---|---|" + "---|" * len(result.columns) + "---|---|---|---|---|",
     ]
     for cell_name, cell in result.cells.items():
         paper = "" if cell.paper is None else f"{cell.paper:.2f}"
@@ -193,13 +217,18 @@ def table(name: str, result: Result) -> str:
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
         for records in settings.values():
             first, values = records[0], [record[result.figure] for record in records]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            ours = f"{statistics.mean(values):.2f}{spread}"
+            ours = " | ".join([mean_and_spread(values)] if result.row is None else result.row(records))
             setting = f"{first['epochs']} | {first['batch_size']} | {first['num_samples']} | {first['device']}"
             lines.append(f"| {cell_name} | {paper} | {ours} | {len(values)} | {setting} |")
         if not settings:
-            lines.append(f"| {cell_name} | {paper} | not run yet | | | | | |")
+            lines.append(f"| {cell_name} | {paper} | not run yet |{' |' * (4 + len(result.columns))}")
     return "\n".join(lines)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """mean ± standard deviation over seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def reproduce(
