@@ -12,6 +12,7 @@ from exact import GaussianMixture, Mixture
 from sklearn.mixture import GaussianMixture as Sklearn
 
 from pyrovae import VAE, MeanFieldVaDE, VaDE, ari, assign_clusters, cluster_accuracy, nmi, responsibilities
+from pyrovae.evaluation import components
 from pyrovae.models.base import Functions
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -135,3 +136,30 @@ def test_somebodys_own_pair_with_two_sites_asks_for_one():
         responsibilities(pair, x, site="z")
     with pytest.raises(ValueError, match=r"enumerates no site \(latents \['z'\]\)"):
         assign_clusters(VAE(2, 1, hidden=(3,)), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("cls", [VaDE, MeanFieldVaDE])
+def test_components_are_the_priors(cls):
+    pair = points(cls)
+    found = components(pair, X)
+    torch.testing.assert_close(found.weights, pair.prior.component().probs)
+    torch.testing.assert_close(found.loc, pair.prior.loc)
+    torch.testing.assert_close(found.variance, pair.prior.scale**2)
+    assert found.samples["c"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="enumerates no site"):
+        components(VAE(2, 1, hidden=(3,)), torch.ones(4, 2))
+
+
+def test_components_ask_for_a_latent_that_depends_on_the_cluster():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.1).to_event(1))
+
+    with pytest.raises(ValueError, match="'z' does not depend on 'c'"):
+        components(Functions(model, guide), X.float())

@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--schedule", choices=("paper", "reduced"), default="reduced")
     parser.add_argument("--epochs", type=int, help="other than the schedule's")
+    parser.add_argument(
+        "--pretraining", type=int, help="epochs before, of cells that have some; other than the schedule's"
+    )
     parser.add_argument("--num_samples", type=int, help="importance samples of the NLL, other than the schedule's")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which to stop")
     parser.add_argument("--device", default="auto")
@@ -45,7 +48,11 @@ def main() -> None:
         cells = options.cell or list(result.cells)
         if unknown := [cell for cell in cells if cell not in result.cells]:
             parser.error(f"{options.name} has no cells {unknown}; it has {', '.join(map(repr, result.cells))}")
-        changed = {key: value for key in ("epochs", "num_samples") if (value := getattr(options, key)) is not None}
+        changed = {
+            key: value
+            for key in ("epochs", "pretraining", "num_samples")
+            if (value := getattr(options, key)) is not None
+        }
         reproduce(
             options.name,
             result,

@@ -7,8 +7,8 @@ count; here each seed is listed.
 Networks 500-500-2000-10 of ReLU, grey pixels with a cross-entropy, as in the authors' code. Its pretrained weights come
 from elsewhere; here the pretraining is part of the cell: DEC's stacked denoising auto-encoders (`pretrain_stacked`),
 or a plain one, then scikit-learn's mixture on the codes (`initialise_`), then VaDE. Half of the pretraining's epochs
-are spent on the layers, half on all together. Adam has the authors' eps of 1e-4, with which the parameters of a component
-that few data hold, and whose gradients are small, do not move at full speed.
+are spent on the layers, half on all together. Adam has the authors' eps of 1e-4, with which the parameters of
+a component that few data hold, whose gradients are small, do not move at full speed.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ RESULTS = {
         load=partial(all_rows, "mnist"),
         cells=cells(10, (500, 500, 2000), CrossEntropy, PAPER),
         paper=Schedule(epochs=300, batch_size=100, num_samples=5, lr=2e-3, decay=0.1, pretraining=100),
-        reduced=Schedule(epochs=25, batch_size=100, num_samples=2, lr=2e-3, decay=0.1, pretraining=20),
+        reduced=Schedule(epochs=18, batch_size=100, num_samples=2, lr=1e-3, decay=0.1, pretraining=36),
         figure="acc",
         row=row,
         columns=COLUMNS,

@@ -1,7 +1,15 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
-from pyrovae.evaluation.clustering import ari, assign_clusters, cluster_accuracy, nmi, responsibilities
+from pyrovae.evaluation.clustering import (
+    Components,
+    ari,
+    assign_clusters,
+    cluster_accuracy,
+    components,
+    nmi,
+    responsibilities,
+)
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
@@ -21,6 +29,7 @@ from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
     "ActiveUnits",
+    "Components",
     "ElboParts",
     "Estimate",
     "Expectation",
@@ -39,6 +48,7 @@ __all__ = [
     "bdmc",
     "cluster_accuracy",
     "compare_priors",
+    "components",
     "decode",
     "elbo",
     "encode",

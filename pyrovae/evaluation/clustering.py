@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from pyro import poutine
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
+from pyrovae.evaluation.sites import latent_site
 from pyrovae.objectives.mean_field import probabilities
 from pyrovae.objectives.weights import ledger
 
-__all__ = ["ari", "assign_clusters", "cluster_accuracy", "cluster_site", "nmi", "responsibilities"]
+__all__ = [
+    "Components",
+    "ari",
+    "assign_clusters",
+    "cluster_accuracy",
+    "cluster_site",
+    "components",
+    "nmi",
+    "responsibilities",
+]
 
 Labels = Tensor | Sequence[Any] | np.ndarray
 
@@ -68,6 +80,49 @@ def responsibilities(
 def assign_clusters(pair: Any, data: Any, **options: Any) -> Tensor:
     """The likeliest cluster of each datum, (N, nested plates...); arguments as for `responsibilities`."""
     return responsibilities(pair, data, **options).argmax(-1)
+
+
+class Components(NamedTuple):
+    """A mixture in the latent space: p(c), and mean and variance of p(z | c)."""
+
+    weights: Tensor
+    loc: Tensor
+    variance: Tensor
+    samples: dict[str, Tensor]
+
+
+def components(
+    pair: Any, data: Any, *, site: str | None = None, latent: str | None = None, plate: str | None = None, seed: int = 0
+) -> Components:
+    """p(c) and p(z | c), of a latent vector z whose prior depends on an enumerated site c, at the first datum.
+
+    Args:
+        pair, data, plate, seed: see `evaluating`; of the data only the first row counts.
+        site: c, as for `responsibilities`.
+        latent: z. Default: the first continuous vector that the guide samples.
+
+    Returns:
+        weights (C,), loc (C, L), variance (C, L), and the values of c, (C, ...), by the site's name, as
+        `generate(fixed=)` takes them one by one.
+
+    Raises:
+        ValueError: if there are no such sites, or z does not depend on c.
+    """
+    with evaluating(pair, data, plate=plate, seed=seed, batch_size=2) as on:
+        name, latent = cluster_site(on, site), latent_site(on, latent, vector=True)["name"]
+        model, batch = poutine.uncondition(on.pair.model), on.batch()
+        at = poutine.trace(model).get_trace(*batch).nodes[name]
+        values = at["fn"].enumerate_support()  # (C, nested plates..., B, *event)
+        if at["fn"].batch_shape != (len(batch[0]),):
+            raise ValueError(f"site {name!r} lies in nested plates, so that no datum has one cluster; name another")
+        found = []
+        for value in values:
+            fn = poutine.trace(poutine.condition(model, data={name: value})).get_trace(*batch).nodes[latent]["fn"]
+            found.append((at["fn"].log_prob(value).exp()[0], fn.mean[0], fn.variance[0]))
+        weights, loc, variance = (torch.stack(part) for part in zip(*found, strict=True))
+        if (loc == loc[:1]).all() and (variance == variance[:1]).all() and len(values) > 1:
+            raise ValueError(f"latent {latent!r} does not depend on {name!r}; name another site or latent")
+        return Components(weights, loc, variance, {name: values[:, 0]})
 
 
 def cluster_site(on: Evaluation, name: str | None = None) -> str:
