@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import runner
+from examples.reproduce import runner, vade
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, reproduce, table
 
@@ -78,6 +78,45 @@ def test_table_has_mean_and_spread_and_says_what_has_not_run(tmp_path):
     lines = table("small", RESULT).splitlines()
     assert "| VAE 1 | 21.00 | 21.00 ± 1.41 | 2 | 6 | 128 | 10 | cpu |" in lines
     assert "| IWAE 5 |  | not run yet | | | | | |" in lines
+
+
+def clusters(tmp_path, *cells, budget=10.0):
+    """The digits' cells of a few epochs, and their figures."""
+    result = NAMES["vade_digits"]
+    schedule = Schedule(epochs=2, batch_size=500, num_samples=1, pretraining=2)
+    with torch.random.fork_rng():
+        reproduce("v", result, cells=cells, seeds=[1], schedule=schedule, budget=budget, device="cpu")
+    return records(tmp_path / "results" / "v")
+
+
+def test_a_start_that_is_cut_off_goes_on_and_is_part_of_the_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(vade, "RESTARTS", 1)
+    found = clusters(tmp_path, "VaDE plain start")["vade_plain_start_seed_1"]
+    assert 10 < found["start"]["acc"] <= 100
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "results")
+    reproduce_cut = clusters(tmp_path / "again", "VaDE plain start", budget=0.0)
+    assert reproduce_cut == {}
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "again" / "results")
+    again = clusters(tmp_path / "again", "VaDE plain start")["vade_plain_start_seed_1"]
+    assert {key: again[key] for key in ("acc", "start", "weights")} == {
+        key: found[key] for key in ("acc", "start", "weights")
+    }
+
+
+def test_cells_of_codes_and_without_a_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(vade, "RESTARTS", 1)
+    found = clusters(tmp_path, "GMM", "AE+GMM", "AAE+GMM", "VaDE")
+    assert len(found) == 4
+    for record in found.values():
+        assert sum(record["clusters"]) == 1797
+        assert 10 < record["acc"] <= 100
+    assert (found["gmm_seed_1"]["epochs"], found["vade_seed_1"]["epochs"]) == (0, 2)
+
+
+def test_rows_of_clusterings_list_every_seed():
+    few = [{"acc": acc, "nmi": 50.0, "ari": 40.0} for acc in (70.0, 90.0, 74.0)]
+    assert vade.row(few) == ["78.00 ± 10.58", "74.00", "90.00", "70.00, 90.00, 74.00", "50.00 ± 0.00", "40.00 ± 0.00"]
 
 
 @pytest.mark.parametrize("name", NAMES)

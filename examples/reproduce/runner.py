@@ -37,7 +37,7 @@ class Schedule:
         num_samples: importance samples of the test log-likelihood.
         lr: learning rate at the start.
         decay: what the learning rate has been multiplied by at the end, by the same factor each epoch.
-        pretraining: epochs of what a cell's `start` trains before.
+        pretraining: epochs of what a cell's `start` trains before; cells without a start train so many more.
     """
 
     epochs: int
@@ -179,10 +179,11 @@ def _trained(
     common = {"accelerator": device, "callbacks": [OutOfTime(deadline)], "validation": False}
     if cell.start is not None and not resume and not cell.start(pair, data, schedule, seed=seed, out=out, **common):
         return None
-    decay = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs))
+    epochs = schedule.epochs + (0 if cell.start else schedule.pretraining)
+    decay = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / epochs))
     options = {
         "objective": cell.objective(data, schedule),
-        "max_epochs": schedule.epochs,
+        "max_epochs": epochs,
         "batch_size": schedule.batch_size,
         "lr": schedule.lr,
         "schedule": decay,
