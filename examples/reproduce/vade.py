@@ -170,7 +170,7 @@ def cells(
         return cls(data.event_shape, LATENT_DIM, encoder=encoder, decoder=decoder, likelihood=likelihood)
 
     def aae(data: Data, schedule: Schedule) -> pv.AdversarialAutoencoder:
-        return pv.AdversarialAutoencoder(pv.DensityRatio(LATENT_DIM, hidden=(1000, 1000)), weight=1.0)
+        return pv.AdversarialAutoencoder(pv.DensityRatio(LATENT_DIM, hidden=tuple(hidden)[:2]), weight=1.0)
 
     def factorised(data: Data) -> pv.MeanFieldVaDE:
         return pv.MeanFieldVaDE(data.event_shape, LATENT_DIM, num_components, hidden=hidden, likelihood=likelihood)
