@@ -21,9 +21,11 @@ from pyrovae.evaluation import (
     interpolate,
     manifold,
     reconstruct,
+    responsibilities,
     traverse,
 )
 from pyrovae.evaluation import topics as topic_tools
+from pyrovae.evaluation.clustering import components
 from pyrovae.models.base import Structure, structure
 
 __all__ = ["drawings_of", "latent_dim"]
@@ -47,10 +49,11 @@ def drawings_of(
     on: dict[str, Any] = {"plate": plate, "seed": seed}
     (x, *_) = batch = next(rows.sequential(10))
     known = structure(pair, *batch, plate=plate)
+    several = len(set(known.latent) - set(known.enumerated)) > 1
     vocabulary = data.vocabulary if isinstance(data, Data) else None
     yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
     yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
-    if len(known.latent) > 1:
+    if several:
         yield "layers", lambda: _layers(pair, rows, **on)
     if vocabulary is not None:  # one bar for each word says more than a line through all of them
         yield from _topics(pair, rows, vocabulary, **on)
@@ -66,8 +69,10 @@ def drawings_of(
         yield "styles", lambda: _styles(pair, label, rows, batch, **on)
     if {"x", "mask"} <= set(rows.names):
         yield "completions", lambda: _completions(pair, rows, **on)
-    if len(known.latent) > 1:
+    if several:
         yield "samples_by_layer", lambda: _samples_by_layer(pair, known, batch, **on)
+    if known.enumerated:
+        yield from _clusters(pair, rows, batch, labels, **on)
     if latent_dim(pair, batch, plate) == 2:
         yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
 
@@ -164,6 +169,34 @@ def _completions(pair: Any, rows: Split | Stream, **on: Any) -> Any:
     ax = plots.completions(some["x"], some["mask"], torch.cat([found.mean[None], found.x]))
     ax.set_yticklabels(["data", "observed", "mean", "1", "2", "3", "4"])
     return ax
+
+
+def _clusters(
+    pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], labels: Tensor | None, **on: Any
+) -> Iterator[Drawing]:
+    """Of a pair whose prior of z is a mixture: its components, samples of each, and the data that are surest of it."""
+    try:
+        found = components(pair, batch, **on)
+    except (ValueError, NotImplementedError):
+        return
+    ((site, values),) = found.samples.items()
+    names = [f"{site} = {number}, {share:.0%}" for number, share in enumerate(found.weights)]
+
+    def samples() -> Any:  # with the same noise in a column
+        images = [generate(pair, 10, like=batch, fixed={site: value[None]}, **on) for value in values]
+        return plots.rows(torch.stack(images), names)
+
+    def likeliest() -> Any:
+        x, probabilities = next(rows.sequential(len(rows)))[0], responsibilities(pair, rows, site=site, **on).cpu()
+        best = probabilities.topk(min(10, len(x)), 0).indices.T  # (C, 10)
+        sizes = probabilities.argmax(-1).bincount(minlength=len(best))
+        return plots.rows(x[best], [f"{site} = {number}: {int(size)}" for number, size in enumerate(sizes)])
+
+    if found.loc.size(1) > 1:
+        z = encode(pair, rows, **on)
+        yield "clusters", lambda: plots.clusters(z, found.weights, found.loc, found.variance, labels)
+    yield "samples_by_cluster", samples
+    yield "likeliest_by_cluster", likeliest
 
 
 def _samples_by_layer(pair: Any, known: Structure, batch: tuple[Tensor, ...], **on: Any) -> Any:

@@ -434,6 +434,8 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         models.ProdLDA(6, 2, hidden=(7,), likelihood=partial(conditionals.TopicMixture, dropout=0.2)),
         (TOPICS,),
     ),
+    "VaDE": lambda: (models.VaDE(6, 2, 3, hidden=(7,), spread=0.98), (bits(6),)),
+    "VaDE factorised": lambda: (models.MeanFieldVaDE(6, 2, 3, hidden=(7,), spread=0.3), (bits(6),)),
     "InpaintingVAE": partial(with_mask, models.InpaintingVAE, bits(6)),
     "InpaintingVAE convolutional": partial(
         with_mask,

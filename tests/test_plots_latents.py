@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.path import Path
 from sklearn.decomposition import PCA
 
 from pyrovae import plots
@@ -192,3 +193,29 @@ def test_densities_of_prior_and_aggregate():
             plots.latent_densities(*arguments)
     with pytest.raises(ValueError, match="components has shape"):
         plots.latent_densities(q, p, (-3, 3), components=[1.0, 2.0])
+
+
+def test_cluster_ellipses_are_the_projected_components(rng):
+    """Draws of a component lie in its ellipse as often as two sigmas of a plane hold, 1 - exp(-2)."""
+    loc, variance = rng.normal(size=(2, 4)) * 3, rng.uniform(0.2, 3, size=(2, 4))
+    z = np.concatenate([rng.normal(loc[c], np.sqrt(variance[c]), size=(2000, 4)) for c in range(2)])
+    ax = plots.clusters(z, [0.25, 0.75], loc, variance, np.arange(4000) // 2000)
+    (dots,) = ax.collections
+    ellipses = ax.get_lines()
+    assert len(ellipses) == 2
+    assert [text.get_text() for text in ax.texts] == ["0", "1"]
+    assert ellipses[1].get_linewidth() > ellipses[0].get_linewidth()
+    for c, ellipse in enumerate(ellipses):
+        inside = Path(ellipse.get_xydata()).contains_points(dots.get_offsets()[2000 * c : 2000 * (c + 1)])
+        assert inside.mean() == pytest.approx(1 - np.exp(-2), abs=4 * np.sqrt(0.12 / 2000))
+    assert "principal component 1" in ax.get_xlabel()
+
+
+def test_clusters_of_two_dimensions_are_where_they_are(rng):
+    ax = plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0, -2.0]], [[4.0, 0.25]])
+    x, y = ax.get_lines()[0].get_xydata().T
+    np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [-3, 5, -3, -1], atol=0.02)
+    with pytest.raises(ValueError, match="L of at least 2"):
+        plots.clusters(rng.normal(size=(9, 1)), [1.0], [[1.0]], [[4.0]])
+    with pytest.raises(ValueError, match="pass \\(C,\\), \\(C, L\\) and \\(C, L\\)"):
+        plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0]], [[4.0]])

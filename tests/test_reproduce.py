@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import disentanglement, runner
+from examples.reproduce import disentanglement, runner, vade
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce, table
 
@@ -162,6 +162,40 @@ def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):
     )
     assert records(tmp_path / "results")["half_seed_0"]["nll"] == -estimate.value
     assert list(records(tmp_path / "results")) == ["half_seed_0"]
+
+
+def clusters(tmp_path, *cells, budget=10.0):
+    """The digits' cells of a few epochs, and their figures."""
+    result = NAMES["vade_digits"]
+    schedule = Schedule(epochs=2, batch_size=500, num_samples=1, pretraining=2)
+    with torch.random.fork_rng():
+        reproduce("v", result, cells=cells, seeds=[1], schedule=schedule, budget=budget, device="cpu")
+    return records(tmp_path / "results" / "v")
+
+
+def test_a_start_that_is_cut_off_goes_on_and_is_part_of_the_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(vade, "RESTARTS", 1)
+    found = clusters(tmp_path, "VaDE plain start")["vade_plain_start_seed_1"]
+    assert 10 < found["start"]["acc"] <= 100
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "results")
+    reproduce_cut = clusters(tmp_path / "again", "VaDE plain start", budget=0.0)
+    assert reproduce_cut == {}
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "again" / "results")
+    again = clusters(tmp_path / "again", "VaDE plain start")["vade_plain_start_seed_1"]
+    assert {key: again[key] for key in ("acc", "start", "weights")} == {
+        key: found[key] for key in ("acc", "start", "weights")
+    }
+
+
+def test_cells_of_codes_and_without_a_pair(tmp_path, monkeypatch):
+    monkeypatch.setattr(vade, "RESTARTS", 1)
+    found = clusters(tmp_path, "GMM", "AE+GMM", "AAE+GMM", "VaDE")
+    assert len(found) == 4
+    for record in found.values():
+        assert sum(record["clusters"]) == 1797
+        assert 10 < record["acc"] <= 100
+    assert (found["gmm_seed_1"]["epochs"], found["vade_seed_1"]["epochs"]) == (0, 2)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,11 +24,13 @@ from examples.reproduce import (
     rws,
     semi_supervised,
     topics,
+    vade,
 )
 from examples.reproduce.runner import draw, reproduce, table
 
 NAMES = {
     "iwae": iwae.RESULT,
+    **{f"vade_{name}": result for name, result in vade.RESULTS.items()},
     "m1": semi_supervised.M1,
     "m2": semi_supervised.M2,
     "m1m2": semi_supervised.M1_M2,
@@ -54,6 +56,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--schedule", choices=("paper", "reduced"), default="reduced")
     parser.add_argument("--epochs", type=int, help="other than the schedule's")
+    parser.add_argument(
+        "--pretraining", type=int, help="epochs before, of cells that have some; other than the schedule's"
+    )
     parser.add_argument("--num_samples", type=int, help="importance samples of the NLL, other than the schedule's")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which to stop")
     parser.add_argument("--device", default="auto")
@@ -69,7 +74,11 @@ def main() -> None:
         cells = options.cell or list(result.cells)
         if unknown := [cell for cell in cells if cell not in result.cells]:
             parser.error(f"{options.name} has no cells {unknown}; it has {', '.join(map(repr, result.cells))}")
-        changed = {key: value for key in ("epochs", "num_samples") if (value := getattr(options, key)) is not None}
+        changed = {
+            key: value
+            for key in ("epochs", "pretraining", "num_samples")
+            if (value := getattr(options, key)) is not None
+        }
         schedule = dataclasses.replace(getattr(result, options.schedule), **changed)
         if options.pictures:
             drawn = draw(options.name, result, schedule=schedule, seed=options.seeds[0], root=options.root)

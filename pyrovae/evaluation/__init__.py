@@ -2,6 +2,15 @@
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
 from pyrovae.evaluation.classification import classification_error, classify
+from pyrovae.evaluation.clustering import (
+    Components,
+    ari,
+    assign_clusters,
+    cluster_accuracy,
+    components,
+    nmi,
+    responsibilities,
+)
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.features import Features
@@ -23,6 +32,7 @@ from pyrovae.evaluation.walks import interpolate, manifold, traverse
 
 __all__ = [
     "ActiveUnits",
+    "Components",
     "ElboParts",
     "Estimate",
     "Expectation",
@@ -37,10 +47,14 @@ __all__ = [
     "active_layers",
     "active_units",
     "ais",
+    "ari",
+    "assign_clusters",
     "bdmc",
     "classification_error",
     "classify",
+    "cluster_accuracy",
     "compare_priors",
+    "components",
     "decode",
     "elbo",
     "encode",
@@ -56,7 +70,9 @@ __all__ = [
     "log_likelihood",
     "manifold",
     "missing_log_likelihood",
+    "nmi",
     "reconstruct",
+    "responsibilities",
     "surgery",
     "traverse",
 ]

@@ -8,6 +8,7 @@ from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
 from pyrovae.models.semisupervised import M2, FactoredM2, StackedM2
 from pyrovae.models.topics import NVDM, ProdLDA
+from pyrovae.models.vade import MeanFieldVaDE, VaDE
 from pyrovae.models.vae import VAE
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",
+    "MeanFieldVaDE",
     "NormalizingFlow",
     "PartialVAE",
     "PosteriorMatching",
     "ProdLDA",
     "SigmoidBeliefNet",
     "StackedM2",
+    "VaDE",
 ]

@@ -22,6 +22,7 @@ from pyrovae.plots.figures import save
 from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, rows, samples
 from pyrovae.plots.latents import (
     capacity_curves,
+    clusters,
     latent_densities,
     latent_kl,
     latent_scatter,
@@ -33,6 +34,7 @@ from pyrovae.plots.topics import topic_words
 
 __all__ = [
     "capacity_curves",
+    "clusters",
     "completions",
     "image_grid",
     "interpolation",

@@ -29,7 +29,16 @@ from pyrovae.plots.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["capacity_curves", "latent_densities", "latent_kl", "latent_scatter", "layers", "manifold", "traversals"]
+__all__ = [
+    "capacity_curves",
+    "clusters",
+    "latent_densities",
+    "latent_kl",
+    "latent_scatter",
+    "layers",
+    "manifold",
+    "traversals",
+]
 
 MARKERS = "os^D"  # of the first ten classes, the second ten, ...
 
@@ -138,6 +147,49 @@ def latent_scatter(z: Values, labels: Values | Sequence[str] | None = None, *, a
             for k, name in enumerate(classes.tolist())
         ]
         draw_legend(ax, handles=handles, **BESIDE | {"ncols": math.ceil(len(classes) / 20)})
+    return name_axes(ax, *names)
+
+
+def clusters(
+    z: Values,
+    weights: Values,
+    loc: Values,
+    variance: Values,
+    labels: Values | Sequence[str] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Points of z as in `latent_scatter`, and over them the components of a mixture of Normals, two sigmas wide.
+
+    Each is numbered at its mean, its line the thicker the larger its weight. In more than two dimensions an ellipse is
+    the component's projection on the plane of the picture, whose rim holds 86 % of its mass.
+
+    Args:
+        z: latent points (N, L), L at least 2.
+        weights: of the components, (C,).
+        loc, variance: of each component, (C, L).
+        labels: N class numbers or names.
+    """
+    points, means, variances = finite("z", z), finite("loc", loc), finite("variance", variance)
+    shares = finite("weights", weights)
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(f"z has shape {points.shape}, wanted (N, L) with L of at least 2; draw latent_scatter(z)")
+    shape = (len(shares), points.shape[1])
+    if shares.ndim != 1 or means.shape != shape or variances.shape != shape:
+        raise ValueError(
+            f"weights have shape {shares.shape}, loc {means.shape}, variance {variances.shape} for z {points.shape}; "
+            "pass (C,), (C, L) and (C, L)"
+        )
+    centre, directions, names = _principal(points)
+    ax = latent_scatter((points - centre) @ directions, labels, ax=ax)
+    turn = np.linspace(0, 2 * np.pi, 100)
+    circle = 2 * np.stack([np.cos(turn), np.sin(turn)])
+    for number, (share, mean, spread) in enumerate(zip(shares, (means - centre) @ directions, variances, strict=True)):
+        covariance = directions.T @ (spread[:, None] * directions)
+        values, axes = np.linalg.eigh(covariance)
+        rim = mean[:, None] + axes @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)
+        ax.plot(*rim, color="black", linewidth=0.4 + 1.6 * share / shares.max())
+        ax.annotate(str(number), mean, ha="center", va="center", fontsize=8, fontweight="bold")
     return name_axes(ax, *names)
 
 
@@ -297,13 +349,20 @@ def _plane(points: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, list[st
         below[order] = (ranks + 0.5) / np.repeat(counts, counts)
         whole = "the class" if len(counts) > 1 else "data"
         return np.stack([points[:, 0], below], axis=1), ["z[0]", f"share of {whole} below"]
+    centre, directions, names = _principal(points)
+    return (points - centre) @ directions, names
+
+
+def _principal(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Centre (L,) and directions (L, 2) of the plane that shows most of points (N, L), and their names."""
     if points.shape[1] == 2:
-        return points, ["z[0]", "z[1]"]
-    centred = points - points.mean(0)
+        return np.zeros(2), np.eye(2), ["z[0]", "z[1]"]
+    centre = points.mean(0)
+    centred = points - centre
     variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
     variances, directions = variances[:-3:-1] / (variances.sum() or 1.0), directions[:, :-3:-1]  # (2,), (L, 2)
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), [0, 1]])
     names = [
         f"principal component {k + 1} of z ({max(share, 0.0):.0%} of variance)" for k, share in enumerate(variances)
     ]
-    return centred @ directions, names
+    return centre, directions, names
