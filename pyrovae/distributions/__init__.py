@@ -7,6 +7,7 @@ from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.products import Columns, by_element, masked
+from pyrovae.distributions.wishart import Wishart
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DiscretizedLogistic",
     "Implicit",
     "TolerantDelta",
+    "Wishart",
     "by_element",
     "log_coefficient",
     "masked",

@@ -1,9 +1,11 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
+from pyrovae.models.bayesian_mixture import BayesianCategoricalMixture, BayesianGaussianMixture
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
+from pyrovae.models.mixture import CategoricalMixture, GaussianMixture
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vae import VAE
 
@@ -11,6 +13,10 @@ __all__ = [
     "CVAE",
     "NVDM",
     "VAE",
+    "BayesianCategoricalMixture",
+    "BayesianGaussianMixture",
+    "CategoricalMixture",
+    "GaussianMixture",
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import flow
+from pyrovae.models import conjugate, covariances, flow
 from pyrovae.models.base import Pair
 
 __all__ = ["build", "describe", "family", "named", "part", "parts"]
@@ -23,6 +23,8 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "posterior": (conditionals, ("feature_shape", "event_shape")),
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
     "coupling": (flow, ("dim",)),
+    "covariance": (covariances, ("num_components", "event_shape")),
+    "components": (conjugate, ("num_components", "event_shape")),
 }
 
 
