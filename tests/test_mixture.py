@@ -127,7 +127,7 @@ def test_log_p_by_hand_and_the_elbo_is_it(kind):
 def climb(pair, x):
     """Maximum likelihood by gradients alone, which Newton-like steps bring near the maximum."""
     optimizer = torch.optim.LBFGS(
-        list(pair.parameters()), max_iter=300, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        list(pair.parameters()), max_iter=150, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
     step = Step(pair, pv.ELBO(), pv.structure(pair, x))
     optimizer.step(lambda: (optimizer.zero_grad(), step.backward(x))[1])
@@ -138,9 +138,9 @@ def test_gradients_find_what_em_finds(kind):
     """From one start, both at the same maximum: equal log-likelihoods and parameters."""
     x = blobs()
     pairs = [gaussian(kind, x, torch.eye(3).repeat_interleave(30, 0)) for _ in range(2)]
-    pv.fit_em(pairs[0], x, m_step=pairs[0].maximize, max_epochs=400)
+    pv.fit_em(pairs[0], x, m_step=pairs[0].maximize, max_epochs=250)
     climb(pairs[1], x)
-    wanted = fitted(reference(kind, gaussian(kind, x, torch.eye(3).repeat_interleave(30, 0)), 400), x)
+    wanted = fitted(reference(kind, gaussian(kind, x, torch.eye(3).repeat_interleave(30, 0)), 250), x)
     found = [pv.log_marginal(pair, x).mean().item() for pair in pairs]
     print(found, wanted.score(x.numpy()))
     assert found == pytest.approx([wanted.score(x.numpy())] * 2, abs=1e-7)
@@ -158,8 +158,8 @@ def test_fit_trains_it_by_mini_batches():
     pv.fit_em(em, x, m_step=em.maximize, max_epochs=60)
     values = [pv.log_marginal(one, x).mean().item() for one in (pair, em)]
     print(before, values)
-    assert before + 0.02 < values[0]
-    assert values[0] == pytest.approx(values[1], abs=0.01)  # nats; noise of the last mini-batches
+    assert before + 0.003 < values[0]
+    assert values[0] == pytest.approx(values[1], abs=0.002)  # nats; noise of the last mini-batches
 
 
 def test_the_floor_bounds_the_density():
@@ -255,7 +255,8 @@ def test_gradients_find_the_classes_that_em_finds():
     pv.fit_em(pairs[0], x, m_step=pairs[0].maximize, max_epochs=300)
     climb(pairs[1], x)
     found = [pv.log_marginal(pair, x).mean().item() for pair in pairs]
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0] == pytest.approx(found[1], abs=1e-5)  # EM is slow at the end
+    assert found[1] > found[0] - 1e-9
 
 
 # Bayesian mixtures ----------------------------------------------------------------------------------------------------
@@ -302,10 +303,6 @@ def class_evidence(x, prior):
             total = total + (counts[d, v] / counts[d].sum()).log()
             counts[d, v] += 1
     return total
-
-
-def sites(trace):
-    return [name for name in trace.stochastic_nodes if name in ("precision", "loc", "probs")]
 
 
 def bayesian(kind, count, **options):
@@ -356,7 +353,8 @@ def test_expectations_and_kl_in_closed_form_are_those_of_draws(kind):
         each = part.likelihood(drawn, torch.arange(2)[:, None, None]).log_prob(x)  # (2, 4000, 5)
     for trace in (q.trace, p.trace):
         trace.compute_log_prob()
-    kl = [sum(trace.nodes[name]["log_prob"] for name in sites(trace)) for trace in (q.trace, p.trace)]
+    names = [name for name in ("precision", "loc", "probs") if name in q.trace]
+    kl = [sum(trace.nodes[name]["log_prob"] for name in names) for trace in (q.trace, p.trace)]
     for got, want in ((each.permute(1, 2, 0), part.expected_log_prob(x)), ((kl[0] - kl[1])[:, 0], part.kl())):
         error = got.std(0) / math.sqrt(len(got))
         print(got.mean(0), want, error)
@@ -371,8 +369,8 @@ def test_coordinate_ascent_never_falls_and_lies_below_the_summed_bound(kind):
     run = pv.fit_em(pair.expected(), x, m_step=pair.maximize, max_epochs=30)
     assert_rises(run.history["train_loss"])
     bound = pv.exact_posterior(pair.expected(), x).mean().item()
-    values = torch.tensor([-pv.ELBO(8).loss(pair.model, pair.guide, x) / len(x) for _ in range(60)])
-    error = values.std().item() / math.sqrt(60)
+    values = torch.tensor([-pv.ELBO(8).loss(pair.model, pair.guide, x) / len(x) for _ in range(20)])
+    error = values.std().item() / math.sqrt(20)
     print(values.mean(), error, bound)
     assert values.mean().item() > bound - 4 * error
 
@@ -391,7 +389,8 @@ def test_coordinate_ascent_is_scikit_learns():
     for epochs in (1, 2, 5):
         wanted = fitted(
             BayesianReference(
-                n_components=3, weight_concentration_prior_type="dirichlet_distribution", weight_concentration_prior=0.4,
+                n_components=3,
+                weight_concentration_prior_type="dirichlet_distribution", weight_concentration_prior=0.4,
                 mean_precision_prior=1.5, mean_prior=torch.zeros(2).numpy(), degrees_of_freedom_prior=3.5,
                 covariance_prior=3.5 * torch.eye(2).numpy(), reg_covar=0.0, tol=0.0, max_iter=epochs,
                 init_params="random", random_state=4,
@@ -431,13 +430,15 @@ def test_normal_gamma_is_normal_wishart_in_one_dimension():
     torch.testing.assert_close(pairs[0].component_covariances, pairs[1].component_covariances)
 
 
-def test_superfluous_components_go_back_to_the_prior():
+def test_components_that_the_data_do_not_need_go_back_to_the_prior():
+    start = torch.tensor([0.98, 0.01, 0.01]).expand(60, 3)
     x = torch.randn(60, 2)
-    pair = BayesianGaussianMixture(2, 3, components=NormalWishart, concentration=1e-3).initialise_(x, shares(60, 3))
-    pv.fit_em(pair.expected(), x, m_step=pair.maximize, max_epochs=60)
-    assert sorted(pair.component_weights.tolist())[1] < 1e-3
-    empty = int(pair.component_weights.argmin())
-    assert pair.components.posterior.strength[empty].item() == pytest.approx(1.0, abs=1e-2)
+    pair = BayesianGaussianMixture(2, 3, components=NormalWishart, concentration=1e-3).initialise_(x, start)
+    assert pair.components.posterior.strength[1].item() == pytest.approx(1.6)
+    pv.fit_em(pair.expected(), x, m_step=pair.maximize, max_epochs=5)
+    assert pair.component_weights[0] > 0.999
+    for name, value in vars(pair.components.posterior).items():
+        torch.testing.assert_close(value[1:], getattr(pair.components.prior, name)[1:])
 
 
 def test_svi_on_mini_batches_climbs_to_coordinate_ascent():
@@ -451,10 +452,14 @@ def test_svi_on_mini_batches_climbs_to_coordinate_ascent():
     pv.fit(
         pairs[1], x, objective=pv.ELBO(2), batch_size=45, max_epochs=60, lr=5e-2, seed=0, compile=False, progress=False
     )
-    values = [pv.exact_posterior(pair.expected(), x).mean().item() for pair in pairs]
-    print(before, values)
-    assert before < values[1] - 0.05
-    assert values[1] == pytest.approx(values[0], abs=0.05)  # nats; the other bound's best q, and noise
+    after = pv.exact_posterior(pairs[1].expected(), x).mean().item()
+    values = []
+    for pair in pairs:
+        torch.manual_seed(1)
+        values.append(-pv.ELBO(400).loss(pair.model, pair.guide, x) / 90)
+    print(before, after, values)
+    assert before < after - 0.1
+    assert values[1] == pytest.approx(values[0], abs=0.05)  # nats; noise of the last mini-batches
 
 
 @pytest.mark.parametrize("kind", EVIDENCE)
