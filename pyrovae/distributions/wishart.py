@@ -47,7 +47,8 @@ class Wishart(dist.Wishart):
 
     def rsample(self, sample_shape: Size = torch.Size()) -> Tensor:  # noqa: B008
         """Draws with a gradient, (*sample_shape, ..., D, D)."""
-        return self._bartlett_sampling(torch.Size(sample_shape))
+        with torch.autocast(self.df.device.type, enabled=False):  # else in products of half precision
+            return self._bartlett_sampling(torch.Size(sample_shape))
 
 
 @register_kl(Wishart, Wishart)

@@ -151,7 +151,8 @@ class FullCovariance(Covariance):
     def matrices(self) -> Tensor:  # noqa: D102
         tril = transform_to(constraints.lower_cholesky)(self.raw_tril)
         identity = torch.eye(tril.size(-1), dtype=tril.dtype, device=tril.device)
-        return tril @ tril.mT + self.min_scale**2 * identity
+        with torch.autocast(tril.device.type, enabled=False):  # in half precision it may not be positive
+            return tril @ tril.mT + self.min_scale**2 * identity
 
 
 class TiedCovariance(FullCovariance):
