@@ -56,6 +56,8 @@ def main() -> None:
     for split in ("train", "test"):
         values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]
         print(f"capacity, |KL - C| / C, {split}: {spread(values, unit='%')}")
+    for name, found in json.loads((RESULTS / "mixtures.json").read_text())["table"].items():
+        print(f"digits in 10 dimensions, {name}: {found['log_likelihood']:.3f} nats")
     epoch = json.loads((RESULTS / "mnist_epoch.json").read_text())["seconds"]
     medians = ", ".join(f"{name} {statistics.median(values):.1f} s" for name, values in epoch.items())
     print("MNIST, one epoch:", medians)

@@ -1,4 +1,4 @@
-"""Which pictures a pair allows, by what it has: images, labels, given or latent, masks, several layers, topics."""
+"""Which pictures a pair allows, by what it has: images, labels given or latent, masks, layers, topics, components."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def drawings_of(
     vocabulary = data.vocabulary if isinstance(data, Data) else None
     yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
     yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
+    if isinstance(getattr(pair, "component_means", None), Tensor):
+        yield "components", lambda: _components(pair, next(rows.sequential(1000))[0])
     if several:
         yield "layers", lambda: _layers(pair, rows, **on)
     if vocabulary is not None:  # one bar for each word says more than a line through all of them
@@ -75,6 +77,16 @@ def drawings_of(
         yield from _clusters(pair, rows, batch, labels, **on)
     if latent_dim(pair, batch, plate) == 2:
         yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
+
+
+@torch.no_grad()
+def _components(pair: Any, x: Tensor) -> Any:
+    """Ellipses over data in the plane; else each component's mean, from the heaviest down."""
+    means, weights = pair.component_means.cpu(), pair.component_weights.cpu()
+    if means.shape[1:] == (2,) and hasattr(pair, "component_covariances"):
+        return plots.component_ellipses(x, means, pair.component_covariances.cpu(), weights)
+    order = weights.argsort(descending=True)
+    return plots.samples(means[order])
 
 
 def latent_dim(pair: Any, batch: tuple[Tensor, ...], plate: str | None) -> int | None:

@@ -32,7 +32,7 @@ from pyrovae.evaluation import (
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
 from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
-from pyrovae.models.base import as_pair
+from pyrovae.models.base import as_pair, structure
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
@@ -69,7 +69,8 @@ def evaluate(
         progress: show bars.
 
     Returns:
-        the figures as plain values, nats per datum, and the `Check` for its picture.
+        the figures as plain values, nats per datum, and the `Check` for its picture; no log-likelihood (None) for
+        latents outside the data plate.
     """
     pair = as_pair(pair)
     split, rows = held_out(data)[0], fixed_rows(pair, data, seed)
@@ -83,16 +84,18 @@ def evaluate(
     }
     on: dict[str, Any] = {"plate": plate, "seed": seed, "progress": progress}
     if parts.is_bound:  # an auto-encoder has no log-likelihood
-        likelihood = log_likelihood(pair, rows, num_samples=num_samples, **on)
+        likelihood = None  # of latents that all data share no datum has one of its own
+        if not structure(pair, *first_rows(pair, rows, seed, 1), plate=plate).global_latent:
+            likelihood = log_likelihood(pair, rows, num_samples=num_samples, **on)
         figures |= {
             "elbo": parts.elbo.value,
             "elbo_standard_error": parts.elbo.standard_error,
-            "log_likelihood": likelihood.value,
-            "standard_error": likelihood.standard_error,
-            "data_standard_error": likelihood.data_standard_error,
+            "log_likelihood": likelihood and likelihood.value,
+            "standard_error": likelihood and likelihood.standard_error,
+            "data_standard_error": likelihood and likelihood.data_standard_error,
             "num_samples": num_samples,
-            "is_density": likelihood.is_density,
-            "heavy_tails": likelihood.heavy_tails,
+            "is_density": parts.elbo.is_density,
+            "heavy_tails": likelihood and likelihood.heavy_tails,
         }
     annealed = ais(pair, rows, **on) if with_ais else None
     if annealed is not None:
@@ -165,19 +168,19 @@ def versions() -> dict[str, str]:
 def table(figures: dict[str, Any]) -> str:
     """The figures as aligned text, for a terminal."""
     if "elbo" in figures:
-        bound = f"{figures['elbo']:.3f} ± {figures['elbo_standard_error']:.3f}"
-        value = f"{figures['log_likelihood']:.3f} ± {figures['standard_error']:.3f}"
-        samples = f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data"
-        label = "log-likelihood" if figures["is_density"] else "score (no density)"
         rows = [
-            ("ELBO", bound, "nats per datum"),
+            ("ELBO", f"{figures['elbo']:.3f} ± {figures['elbo_standard_error']:.3f}", "nats per datum"),
             *((f"  reconstruction {site}", f"{value:.3f}", "") for site, value in figures["reconstruction"].items()),
             *((f"  KL {site}", f"{value:.3f}", "") for site, value in figures["kl"].items()),
-            (label, value, samples),
         ]
     else:
         note = "nats per datum; no bound on log p(x)"
         rows = [(f"reconstruction {site}", f"{value:.3f}", note) for site, value in figures["reconstruction"].items()]
+    if figures.get("log_likelihood") is not None:
+        label = "log-likelihood" if figures["is_density"] else "score (no density)"
+        value = f"{figures['log_likelihood']:.3f} ± {figures['standard_error']:.3f}"
+        note = f"{figures['num_samples']} importance samples; ± {figures['data_standard_error']:.3f} over data"
+        rows.append((label, value, note))
     if figures.get("heavy_tails"):
         rows.append(("  Pareto k-hat above 0.7", f"{figures['heavy_tails']} of {figures['rows']}", "too few samples"))
     rows += _further(figures)

@@ -207,3 +207,39 @@ def test_clusters_are_drawn_with_their_samples_and_their_surest_data(tmp_path, m
     assert torch.equal(likeliest[1, 0], X[found[:, 1].argmax()])
     assert sum(int(size.split(": ")[1]) for size in sizes) == 12
     assert "clusters" not in drawn(pv.VAE((1, 4, 4), 2, hidden=(8,)), {"x": X}, tmp_path / "vae", monkeypatch)[0]
+
+
+def test_components_are_drawn_as_ellipses_in_the_plane_and_as_means_elsewhere(tmp_path, monkeypatch):
+    plane = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    pair = pv.GaussianMixture(2, 3).initialise_(plane)
+    assert "components" in pictures_of(pair, plane, tmp_path, monkeypatch, "component_ellipses")
+    classes = pv.CategoricalMixture((1, 4, 4), 2).initialise_(X)
+    with torch.no_grad():
+        classes.logits.copy_(torch.tensor([0.0, 2.0]))
+    seen = pictures_of(classes, X, tmp_path, monkeypatch, "samples")["components"]
+    torch.testing.assert_close(seen[0], classes.component_means.detach().flip(0))  # the heavier first
+
+
+def pictures_of(pair, x, folder, monkeypatch, plot):
+    """What one plot was called with for the components."""
+    original, seen = getattr(plots, plot), []
+    monkeypatch.setattr(plots, plot, lambda *values, **options: (seen.append(values), original(*values, **options))[1])
+    files, _ = reports.pictures(pair, {"x": x}, folder)
+    assert "components" in {path.stem for path in files}
+    return {"components": seen[0]}
+
+
+def test_ellipses_are_the_covariances_contours():
+    covariance = torch.tensor([[[2.0, 0.6], [0.6, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    means, weights = torch.tensor([[1.0, -1.0], [5.0, 5.0]]), torch.tensor([1.0, 1e-5])
+    ax = plots.component_ellipses(torch.randn(5, 2), means, covariance, weights)
+    rings = [torch.tensor(line.get_xydata()).float() for line in ax.lines if len(line.get_xydata()) > 2]
+    assert len(rings) == 2  # the second component has no weight
+    for radius, ring in zip((1, 2), rings, strict=True):
+        apart = ring - means[0]
+        distance = (apart @ torch.linalg.inv(covariance[0]) * apart).sum(1).sqrt()
+        torch.testing.assert_close(distance, torch.full_like(distance, radius), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"pass \(N, 2\), \(C, 2\) and \(C, 2, 2\)"):
+        plots.component_ellipses(torch.randn(5, 3), means, covariance)
+    with pytest.raises(ValueError, match="pass one for each"):
+        plots.component_ellipses(torch.randn(5, 2), means, covariance, torch.ones(3))

@@ -9,6 +9,7 @@ from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, Discre
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
+from pyrovae.distributions.wishart import Wishart
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Flat",
     "Implicit",
     "TolerantDelta",
+    "Wishart",
     "by_element",
     "is_improper",
     "log_coefficient",

@@ -1,11 +1,13 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
 from pyrovae.models.autoencoder import Autoencoder
+from pyrovae.models.bayesian_mixture import BayesianCategoricalMixture, BayesianGaussianMixture
 from pyrovae.models.belief_net import SigmoidBeliefNet
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
+from pyrovae.models.mixture import CategoricalMixture, GaussianMixture
 from pyrovae.models.semisupervised import M2, FactoredM2, StackedM2
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vade import MeanFieldVaDE, VaDE
@@ -17,7 +19,11 @@ __all__ = [
     "NVDM",
     "VAE",
     "Autoencoder",
+    "BayesianCategoricalMixture",
+    "BayesianGaussianMixture",
+    "CategoricalMixture",
     "FactoredM2",
+    "GaussianMixture",
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import flow
+from pyrovae.models import conjugate, covariances, flow
 from pyrovae.models.base import Pair
 from pyrovae.nets import corruption
 
@@ -26,6 +26,8 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
     "coupling": (flow, ("dim",)),
     "corruption": (corruption, ()),
+    "covariance": (covariances, ("num_components", "event_shape")),
+    "components": (conjugate, ("num_components", "event_shape")),
 }
 
 

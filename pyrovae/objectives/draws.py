@@ -242,7 +242,10 @@ class Draw:
         return log_p, log_q, entropy
 
     def _sums(self, term: Term, summed: set[str]) -> bool:
-        return term.kind == "latent" and term.enumerated and term.site["infer"]["_enumerate_symbol"] in summed
+        if term.kind != "latent" or not term.enumerated:
+            return False
+        symbol = term.site["infer"]["_enumerate_symbol"]
+        return symbol in summed and symbol in _symbols(term)  # a site of one value has no dim to sum over
 
     def _summed_out(self, terms: list[Term], summed: set[str], weight: Weight) -> Tensor:
         """log sum over the enumerated dims `summed` of the product of terms, (other enumerated dims..., K, B)."""

@@ -17,6 +17,7 @@ Nothing here knows a pair, an objective or a data set: arguments are tensors, ar
 """
 
 from pyrovae.plots.checks import predictive_check, predictive_checks
+from pyrovae.plots.components import component_ellipses
 from pyrovae.plots.curves import training_curves
 from pyrovae.plots.figures import save
 from pyrovae.plots.images import completions, image_grid, interpolation, reconstructions, rows, samples
@@ -36,6 +37,7 @@ __all__ = [
     "capacity_curves",
     "clusters",
     "completions",
+    "component_ellipses",
     "image_grid",
     "interpolation",
     "latent_densities",

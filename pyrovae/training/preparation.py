@@ -122,8 +122,10 @@ def splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, 
 
 
 def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
-    """Every observed value is one that its likelihood can give, and the pair's `check_batch` agrees, if any."""
-    own = getattr(pair, "check_batch", None)
+    """Every observed value is one that its likelihood can give, and `check_batch` and `check_size` agree, if any."""
+    own, own_size = getattr(pair, "check_batch", None), getattr(pair, "check_size", None)
+    if callable(own_size) and argument == "data":  # what is validated on may be less
+        own_size(len(data))
     at_once = max(1, min(8192, 2**24 // max(1, math.prod(data.event_shape))))  # sparse rows are made dense for it
     batches = data.sequential(at_once) if isinstance(data, Split) else [next(data.sequential(256))]
     seen = 0

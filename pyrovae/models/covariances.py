@@ -1,0 +1,190 @@
+"""Covariances of the components of a Gaussian mixture: one part for each shape that they may have."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyrovae.conditionals.base import vector_length
+from pyrovae.nets import as_shape
+
+__all__ = ["Covariance", "DiagonalCovariance", "FullCovariance", "TiedCovariance"]
+
+
+class Covariance(nn.Module, ABC):
+    """Base of the covariances of C components, learned: the Normals that they make, and their M-step.
+
+    Args:
+        num_components: C.
+        event_shape: shape of one x; an int stands for a vector.
+        min_scale: floor of each standard deviation, in every direction. Without it the likelihood has no upper bound:
+            a component that falls onto one datum, or onto a subspace, has any density.
+
+    Raises:
+        ValueError: for a negative min_scale; sizes as in `as_shape`.
+    """
+
+    def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
+        super().__init__()
+        (self.num_components,) = as_shape(num_components, "num_components")
+        self.event_shape = as_shape(event_shape)
+        if not 0 <= min_scale < math.inf:
+            raise ValueError(f"min_scale is {min_scale}, expected at least 0; pass min_scale=1e-3")
+        self.min_scale = float(min_scale)
+
+    @abstractmethod
+    def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:
+        """N(loc, Sigma_c) for means (..., *event_shape) of components c (...)."""
+
+    @abstractmethod
+    def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
+        """The covariances that maximise the expected log-likelihood, in the shape that `set_` takes.
+
+        Args:
+            responsibilities: q(c_n = k), (N, C).
+            x: data (N, *event_shape).
+            loc: the components' means (C, *event_shape).
+        """
+
+    @abstractmethod
+    def set_(self, covariance: Tensor) -> None:
+        """Take these covariances, raised to the floor where they lie below it."""
+
+    @abstractmethod
+    def matrices(self) -> Tensor:
+        """Sigma of each component, of x as a flat vector: (C, D, D)."""
+
+    def _above_floor(self, variance: Tensor) -> Tensor:
+        """Variances without the floor's own part; a little is left, whose logarithm is finite.
+
+        Raises:
+            ValueError: where a variance is 0 and there is no floor.
+        """
+        floor = self.min_scale**2
+        if floor == 0 and not (variance > 0).all():
+            raise ValueError(
+                "a component has no variance left in some direction, so that its density has no bound; pass a "
+                "covariance with min_scale=1e-3, or fewer components"
+            )
+        return (variance - floor).clamp(min=1e-6 * floor)
+
+
+class DiagonalCovariance(Covariance):
+    r"""Sigma_k = diag(s_k^2 + min_scale^2), events of any shape.
+
+    Args:
+        num_components, event_shape, min_scale: as in `Covariance`.
+
+    >>> DiagonalCovariance(3, 2, min_scale=0.0)(torch.zeros(4, 2), torch.tensor([0, 2, 1, 1])).variance
+    tensor([[1., 1.],
+            [1., 1.],
+            [1., 1.],
+            [1., 1.]], grad_fn=<...>)
+    """
+
+    def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
+        super().__init__(num_components, event_shape, min_scale=min_scale)
+        self.log_scale = nn.Parameter(torch.zeros(self.num_components, *self.event_shape))
+
+    def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
+        return dist.Normal(loc, self._variance().sqrt()[c]).to_event(len(self.event_shape))
+
+    def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
+        """Variances (C, *event_shape)."""
+        shares = _shares(responsibilities)
+        return torch.stack([torch.tensordot(shares[:, k], (x - loc[k]) ** 2, 1) for k in range(len(loc))])
+
+    @torch.no_grad()
+    def set_(self, covariance: Tensor) -> None:  # noqa: D102
+        self.log_scale.copy_(self._above_floor(covariance).log() / 2)
+
+    def matrices(self) -> Tensor:  # noqa: D102
+        return self._variance().flatten(1).diag_embed()
+
+    def _variance(self) -> Tensor:
+        return (2 * self.log_scale).exp() + self.min_scale**2
+
+
+class FullCovariance(Covariance):
+    r"""Sigma_k = L_k L_k^T + min_scale^2 I, events that are vectors.
+
+    The M-step raises the eigenvalues of the scatter matrix to the floor, which is its maximum under that constraint.
+
+    Args:
+        num_components, event_shape, min_scale: as in `Covariance`.
+
+    Raises:
+        ValueError: for events that are no vectors.
+
+    >>> FullCovariance(3, 2, min_scale=0.0)(torch.zeros(1, 2), torch.tensor([1])).covariance_matrix
+    tensor([[[1., 0.],
+             [0., 1.]]], grad_fn=<...>)
+    """
+
+    def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
+        super().__init__(num_components, event_shape, min_scale=min_scale)
+        dim = vector_length(event_shape, type(self).__name__)
+        self.raw_tril = nn.Parameter(torch.zeros(*self._batch(), dim, dim))  # L = I
+
+    def _batch(self) -> tuple[int, ...]:
+        return (self.num_components,)
+
+    def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
+        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(self.matrices())[c])
+
+    def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
+        """Covariances (C, D, D)."""
+        return scatter_matrices(_shares(responsibilities), x, loc)
+
+    @torch.no_grad()
+    def set_(self, covariance: Tensor) -> None:  # noqa: D102
+        values, vectors = torch.linalg.eigh(covariance)
+        raised = (vectors * self._above_floor(values)[..., None, :]) @ vectors.mT
+        self.raw_tril.copy_(transform_to(constraints.lower_cholesky).inv(torch.linalg.cholesky(raised)))
+
+    def matrices(self) -> Tensor:  # noqa: D102
+        tril = transform_to(constraints.lower_cholesky)(self.raw_tril)
+        identity = torch.eye(tril.size(-1), dtype=tril.dtype, device=tril.device)
+        with torch.autocast(tril.device.type, enabled=False):  # in half precision it may not be positive
+            return tril @ tril.mT + self.min_scale**2 * identity
+
+
+class TiedCovariance(FullCovariance):
+    r"""Sigma_k = L L^T + min_scale^2 I, one for all components: linear discriminants without labels.
+
+    Args:
+        num_components, event_shape, min_scale: as in `Covariance`.
+
+    Raises:
+        ValueError: for events that are no vectors.
+
+    >>> TiedCovariance(3, 2).raw_tril.shape
+    torch.Size([2, 2])
+    """
+
+    def _batch(self) -> tuple[int, ...]:
+        return ()
+
+    def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
+        """The covariance (D, D)."""
+        return scatter_matrices(responsibilities / len(x), x, loc).sum(0)
+
+    def matrices(self) -> Tensor:  # noqa: D102
+        return super().matrices().expand(self.num_components, -1, -1)
+
+
+def scatter_matrices(weights: Tensor, x: Tensor, loc: Tensor) -> Tensor:
+    """sum_n w_nk (x_n - m_k) (x_n - m_k)^T: (C, D, D) for weights (N, C), x (N, D) and m (C, D)."""
+    residuals = [x - center for center in loc]
+    return torch.stack([(w[:, None] * r).T @ r for w, r in zip(weights.unbind(1), residuals, strict=True)])
+
+
+def _shares(responsibilities: Tensor) -> Tensor:
+    """Each component's responsibilities, of sum 1."""
+    return responsibilities / responsibilities.sum(0).clamp(min=torch.finfo(responsibilities.dtype).tiny)
