@@ -37,8 +37,10 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     CVAE,
+    HMM,
     NVDM,
     VAE,
+    BayesianHMM,
     HierarchicalVAE,
     InpaintingVAE,
     LadderVAE,
@@ -88,10 +90,17 @@ from pyrovae.objectives import (
     log_marginal,
     log_weights,
     mean_field_posterior,
+    pair_marginals,
+    posterior_marginals,
     reverse_kl,
+    state_posterior,
+    viterbi,
 )
 from pyrovae.training import (
     schedules,
+)
+from pyrovae.training.baum_welch import (
+    ForwardBackward,
 )
 from pyrovae.training.em import (
     Ascent,
@@ -117,6 +126,7 @@ __all__ = [
     "CIWAE",
     "CVAE",
     "ELBO",
+    "HMM",
     "IWAE",
     "MIWAE",
     "MMD",
@@ -129,6 +139,7 @@ __all__ = [
     "AdversarialAutoencoder",
     "AdversarialVB",
     "Ascent",
+    "BayesianHMM",
     "Beta",
     "Callback",
     "Capacity",
@@ -137,6 +148,7 @@ __all__ = [
     "DensityRatio",
     "Exact",
     "FactorVAE",
+    "ForwardBackward",
     "FreeBits",
     "HierarchicalVAE",
     "ImplicitPrior",
@@ -186,10 +198,14 @@ __all__ = [
     "log_weights",
     "mean_field_posterior",
     "nets",
+    "pair_marginals",
     "plots",
+    "posterior_marginals",
     "priors",
     "reverse_kl",
     "schedules",
+    "state_posterior",
     "structure",
     "surgery",
+    "viterbi",
 ]

@@ -3,6 +3,7 @@
 Those of grey values are over one number, with batch shape that of their parameters; `.to_event` makes events of them.
 """
 
+from pyrovae.distributions.chains import HiddenMarkov, MarkovChain
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
 from pyrovae.distributions.implicit import Implicit
@@ -15,7 +16,9 @@ __all__ = [
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "HiddenMarkov",
     "Implicit",
+    "MarkovChain",
     "TolerantDelta",
     "by_element",
     "log_coefficient",

@@ -46,6 +46,12 @@ from pyrovae.objectives.path_gradients import (
     STL,
     DReG,
 )
+from pyrovae.objectives.states import (
+    pair_marginals,
+    posterior_marginals,
+    state_posterior,
+    viterbi,
+)
 from pyrovae.objectives.total_correlation import (
     TotalCorrelation,
     decomposition,
@@ -103,7 +109,11 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "mean_field_posterior",
+    "pair_marginals",
+    "posterior_marginals",
     "reverse_kl",
+    "state_posterior",
     "stratified",
+    "viterbi",
     "weighted",
 ]
