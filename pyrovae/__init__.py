@@ -48,6 +48,8 @@ from pyrovae.models import (
     PartialVAE,
     PosteriorMatching,
     ProdLDA,
+    StructuredHMM,
+    StructuredVAE,
 )
 from pyrovae.models.base import (
     Pair,
@@ -82,6 +84,7 @@ from pyrovae.objectives import (
     RatioObjective,
     Renyi,
     ReweightedWakeSleep,
+    StatesSummed,
     TotalCorrelation,
     WakeSleep,
     exact_posterior,
@@ -168,6 +171,9 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "Run",
+    "StatesSummed",
+    "StructuredHMM",
+    "StructuredVAE",
     "TiltedPair",
     "TotalCorrelation",
     "WakeSleep",

@@ -50,6 +50,7 @@ from pyrovae.objectives import (
     Objective,
     Renyi,
     ReweightedWakeSleep,
+    StatesSummed,
     TotalCorrelation,
     WakeSleep,
     ledger,
@@ -427,6 +428,8 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
     ),
     **{f"HMM {name}": partial(sequence_pair, likelihood, x) for name, (likelihood, x) in SEQUENCES.items()},
     "BayesianHMM": lambda: (models.BayesianHMM((3, 2), 2, num_classes=4), (SEQUENCES["Categorical"][1], LENGTHS)),
+    "StructuredVAE": lambda: (models.StructuredVAE(6, 2, 3, hidden=(7,)), (bits(6),)),
+    "StructuredHMM": lambda: (models.StructuredHMM((3, 2), 2, 3, hidden=(7,)), (bits(3, 2), LENGTHS)),
     "NormalizingFlow": lambda: (models.NormalizingFlow(3, num_layers=3, hidden=(16,)), (uniform(3),)),
     "NormalizingFlow of splines": lambda: (
         models.NormalizingFlow((1, 2, 2), num_layers=2, hidden=(16,), coupling=flow.SplineCoupling),
@@ -587,12 +590,18 @@ def has_z(known: Structure) -> bool:
     return "z" in known.latent and not known.enumerated
 
 
+def sums_states(known: Structure) -> bool:
+    """The guide samples discrete states, which the pair can sum."""
+    return any(hasattr(module, "states_summed") for module in known.modules)
+
+
 OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "ELBO": (ELBO, anywhere),
     "ELBO Monte Carlo": (partial(ELBO, closed_form=False), anywhere),
     "ELBO beta 2": (partial(ELBO, beta=2.0), anywhere),  # a bound, but a loose one
     "IWAE 1": (partial(IWAE, 1), local),
     "IWAE 5": (partial(IWAE, 5), local),
+    "states summed": (StatesSummed, sums_states),
     "VIMCO 3": (partial(VIMCO, 3), local_samples),
     "reweighted wake": (partial(ReweightedWakeSleep, 3), scored),
     "reweighted wake and sleep": (partial(ReweightedWakeSleep, 3, insomnia=0.5), dreams),
@@ -624,6 +633,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "TraceEnum_ELBO": (TraceEnum_ELBO, enumerated),
 }
 
+BY_SCORE = ("states summed", "VIMCO 3", "reweighted wake", "wake-sleep")  # a gradient for sampled discrete sites
 UNSCORED = ("adversarial VB", "joint ratio", "adversarial autoencoder")  # ask for no density of the guide
 
 LOOSE = (
@@ -649,6 +659,8 @@ DENSE = [name for name in PAIRS if dense(KNOWN[name])]
 
 
 def fits(pair: str, objective: str, valid: Valid) -> bool:
+    if sums_states(KNOWN[pair]) and objective not in BY_SCORE:
+        return False
     return valid(KNOWN[pair]) and (pair in DENSE or objective in UNSCORED)
 
 

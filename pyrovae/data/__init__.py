@@ -9,6 +9,7 @@ from pyrovae.data.datasets import load
 from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectangle
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
+from pyrovae.data.sequences import load_sequences, padded
 from pyrovae.data.sparse import SparseRows
 from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
 
@@ -25,9 +26,11 @@ __all__ = [
     "join_quadrants",
     "load",
     "load_corpus",
+    "load_sequences",
     "masked",
     "match",
     "one_of",
+    "padded",
     "pixels",
     "quadrants",
     "rectangle",

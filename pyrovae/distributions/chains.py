@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
+from torch.distributions import register_kl
 
 __all__ = ["HiddenMarkov", "MarkovChain"]
 
@@ -290,6 +291,15 @@ class HiddenMarkov(TorchDistribution):
         chosen = path.reshape(*path.shape, 1, *[1] * len(event)).expand(*path.shape, 1, *event)
         x = every.gather(path.dim(), chosen).squeeze(path.dim())
         return torch.where(self.chain.valid.reshape(*self.chain.valid.shape, *[1] * len(event)), x, torch.zeros_like(x))
+
+
+@register_kl(MarkovChain, MarkovChain)
+def _kl_chains(q: MarkovChain, p: MarkovChain) -> Tensor:
+    """E_q log q - log p: a sum over pairs of neighbours. The lengths are those of q."""
+    first, pairs = q.marginals[..., 0, :], q.pair_marginals
+    cross = torch.where(first > 0, first * p.initial_logits, 0.0).sum(-1)
+    cross = cross + torch.where(pairs > 0, pairs * p._steps(), 0.0).sum((-3, -2, -1))
+    return -q.entropy() - cross
 
 
 def _normalised(logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.hmm import HMM, BayesianHMM
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
+from pyrovae.models.structured import StructuredHMM, StructuredVAE
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vae import VAE
 
@@ -21,4 +22,6 @@ __all__ = [
     "PartialVAE",
     "PosteriorMatching",
     "ProdLDA",
+    "StructuredHMM",
+    "StructuredVAE",
 ]

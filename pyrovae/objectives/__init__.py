@@ -52,6 +52,9 @@ from pyrovae.objectives.states import (
     state_posterior,
     viterbi,
 )
+from pyrovae.objectives.structured import (
+    StatesSummed,
+)
 from pyrovae.objectives.total_correlation import (
     TotalCorrelation,
     decomposition,
@@ -99,6 +102,7 @@ __all__ = [
     "RatioObjective",
     "Renyi",
     "ReweightedWakeSleep",
+    "StatesSummed",
     "Term",
     "TotalCorrelation",
     "WakeSleep",
