@@ -213,6 +213,18 @@ def test_impossible_moves_have_finite_gradients(parallel):
     torch.testing.assert_close(posterior.marginals[..., 2], torch.zeros(2, 4))
     torch.testing.assert_close(posterior.marginals.sum(-1), torch.ones(2, 4))
     assert torch.isfinite(posterior.entropy()).all()
+    # A state that leads nowhere: it stays where it is, and can't give the last datum.
+    stuck = MarkovChain(torch.zeros(2), torch.tensor([[[0.5, 0.5], [0.0, 1.0]]]).log(), duration=3)
+    f = torch.zeros(3, 2)
+    f[2, 1] = -torch.inf
+    f.requires_grad_()
+    log_z = stuck.log_normalizer(f, parallel=parallel)
+    assert log_z.exp().item() == pytest.approx(0.5**3)
+    assert torch.isfinite(torch.autograd.grad(log_z, f)[0]).all()
+    posterior = stuck.tilted(f)[0]
+    assert torch.equal(posterior.marginals, torch.tensor([[1.0, 0.0]]).expand(3, 2))
+    assert posterior.mode.tolist() == [0, 0, 0]
+    assert posterior.entropy().item() == 0
 
 
 def test_paths_and_sequences_that_are_drawn_have_the_models_frequencies():

@@ -8,6 +8,7 @@ from typing import Any, Self
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
+from pyro.ops.special import safe_log
 from torch import Tensor
 from torch.distributions import register_kl
 
@@ -196,9 +197,9 @@ class MarkovChain(TorchDistribution):
         messages = [message]
         steps = self._steps().unbind(-3)
         for logits, f in zip(reversed(steps), potentials.unbind(-2)[:0:-1], strict=True):
-            message = (logits + (f + message)[..., None, :]).logsumexp(-1)
+            message = _logsumexp(logits + (f + message)[..., None, :])
             messages.append(message)
-        log_z = (self.initial_logits + potentials[..., 0, :] + message).logsumexp(-1)
+        log_z = _logsumexp(self.initial_logits + potentials[..., 0, :] + message)
         return log_z, torch.stack(messages[::-1], -2)
 
     def _steps(self) -> Tensor:
@@ -212,7 +213,11 @@ class MarkovChain(TorchDistribution):
         return potentials if self.lengths is None else torch.where(self.valid[..., None], potentials, 0.0)
 
     def _in_parallel(self, asked: bool | None, potentials: Tensor) -> bool:
-        return self.num_states <= 8 or potentials.is_cuda if asked is None else asked
+        if asked is not None:
+            return asked
+        # Measured on one core, forward and backward, 20 sequences: of 8 states the scan takes 1.6 times the time of the
+        # recursion for T = 20, 0.6 times for 200 and 0.4 for 2000; of 16 states as much, of 32 states 2.5 times.
+        return potentials.is_cuda or (self.num_states <= 12 and self.duration > 50)
 
 
 class HiddenMarkov(TorchDistribution):
@@ -300,6 +305,12 @@ def _kl_chains(q: MarkovChain, p: MarkovChain) -> Tensor:
     cross = torch.where(first > 0, first * p.initial_logits, 0.0).sum(-1)
     cross = cross + torch.where(pairs > 0, pairs * p._steps(), 0.0).sum((-3, -2, -1))
     return -q.entropy() - cross
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """Over the last dim; torch's own has no gradient where all are minus infinity: a state that leads nowhere."""
+    shift = values.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).min)
+    return safe_log((values - shift).exp().sum(-1)) + shift[..., 0]
 
 
 def _normalised(logits: Tensor) -> Tensor:
