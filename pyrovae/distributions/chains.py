@@ -253,7 +253,7 @@ class HiddenMarkov(TorchDistribution):
             )
         self.chain, self.emission = chain, emission
         batch_shape = torch.broadcast_shapes(chain.batch_shape, emission.batch_shape[:-2])
-        super().__init__(batch_shape, (chain.duration, *emission.event_shape), validate_args=validate_args)
+        super().__init__(batch_shape, torch.Size([chain.duration, *emission.event_shape]), validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
