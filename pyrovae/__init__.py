@@ -45,12 +45,14 @@ from pyrovae.evaluation import (
 )
 from pyrovae.models import (
     CVAE,
+    HMM,
     M2,
     NVDM,
     VAE,
     Autoencoder,
     BayesianCategoricalMixture,
     BayesianGaussianMixture,
+    BayesianHMM,
     CategoricalMixture,
     FactoredM2,
     GaussianMixture,
@@ -64,6 +66,8 @@ from pyrovae.models import (
     ProdLDA,
     SigmoidBeliefNet,
     StackedM2,
+    StructuredHMM,
+    StructuredVAE,
     VaDE,
 )
 from pyrovae.models.base import (
@@ -100,6 +104,7 @@ from pyrovae.objectives import (
     Renyi,
     ReweightedWakeSleep,
     SemiSupervised,
+    StatesSummed,
     TotalCorrelation,
     WakeSleep,
     exact_posterior,
@@ -108,10 +113,17 @@ from pyrovae.objectives import (
     log_marginal,
     log_weights,
     mean_field_posterior,
+    pair_marginals,
+    posterior_marginals,
     reverse_kl,
+    state_posterior,
+    viterbi,
 )
 from pyrovae.training import (
     schedules,
+)
+from pyrovae.training.baum_welch import (
+    ForwardBackward,
 )
 from pyrovae.training.em import (
     Ascent,
@@ -140,6 +152,7 @@ __all__ = [
     "CIWAE",
     "CVAE",
     "ELBO",
+    "HMM",
     "IWAE",
     "M2",
     "MIWAE",
@@ -156,6 +169,7 @@ __all__ = [
     "Autoencoder",
     "BayesianCategoricalMixture",
     "BayesianGaussianMixture",
+    "BayesianHMM",
     "Beta",
     "Callback",
     "Capacity",
@@ -166,6 +180,7 @@ __all__ = [
     "Exact",
     "FactorVAE",
     "FactoredM2",
+    "ForwardBackward",
     "FreeBits",
     "GaussianMixture",
     "HierarchicalVAE",
@@ -190,6 +205,9 @@ __all__ = [
     "SemiSupervised",
     "SigmoidBeliefNet",
     "StackedM2",
+    "StatesSummed",
+    "StructuredHMM",
+    "StructuredVAE",
     "TiltedPair",
     "TotalCorrelation",
     "VaDE",
@@ -228,12 +246,16 @@ __all__ = [
     "mean_field_posterior",
     "nets",
     "nmi",
+    "pair_marginals",
     "plots",
+    "posterior_marginals",
     "pretrain_stacked",
     "priors",
     "responsibilities",
     "reverse_kl",
     "schedules",
+    "state_posterior",
     "structure",
     "surgery",
+    "viterbi",
 ]

@@ -10,6 +10,7 @@ from pyrovae.data.masks import half, incomplete, masked, one_of, pixels, rectang
 from pyrovae.data.matching import match
 from pyrovae.data.rows import Data, Split, Stream
 from pyrovae.data.semi_supervised import PartlyLabelled, hide_labels
+from pyrovae.data.sequences import load_sequences, padded
 from pyrovae.data.sparse import SparseRows
 from pyrovae.data.sprites import Sprites
 from pyrovae.data.transforms import bernoulli, bits_per_dimension, dequantize, join_quadrants, quadrants
@@ -30,9 +31,11 @@ __all__ = [
     "join_quadrants",
     "load",
     "load_corpus",
+    "load_sequences",
     "masked",
     "match",
     "one_of",
+    "padded",
     "pixels",
     "quadrants",
     "rectangle",

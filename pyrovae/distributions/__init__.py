@@ -3,6 +3,7 @@
 Those of grey values are over one number, with batch shape that of their parameters; `.to_event` makes events of them.
 """
 
+from pyrovae.distributions.chains import HiddenMarkov, MarkovChain
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.flat import Flat, is_improper
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
@@ -19,7 +20,9 @@ __all__ = [
     "CrossEntropy",
     "DiscretizedLogistic",
     "Flat",
+    "HiddenMarkov",
     "Implicit",
+    "MarkovChain",
     "TolerantDelta",
     "Wishart",
     "by_element",

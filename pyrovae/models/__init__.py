@@ -6,21 +6,25 @@ from pyrovae.models.belief_net import SigmoidBeliefNet
 from pyrovae.models.cvae import CVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
+from pyrovae.models.hmm import HMM, BayesianHMM
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture
 from pyrovae.models.semisupervised import M2, FactoredM2, StackedM2
+from pyrovae.models.structured import StructuredHMM, StructuredVAE
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vade import MeanFieldVaDE, VaDE
 from pyrovae.models.vae import VAE
 
 __all__ = [
     "CVAE",
+    "HMM",
     "M2",
     "NVDM",
     "VAE",
     "Autoencoder",
     "BayesianCategoricalMixture",
     "BayesianGaussianMixture",
+    "BayesianHMM",
     "CategoricalMixture",
     "FactoredM2",
     "GaussianMixture",
@@ -34,5 +38,7 @@ __all__ = [
     "ProdLDA",
     "SigmoidBeliefNet",
     "StackedM2",
+    "StructuredHMM",
+    "StructuredVAE",
     "VaDE",
 ]

@@ -48,6 +48,14 @@ from pyrovae.objectives.path_gradients import (
 )
 from pyrovae.objectives.semi_supervised import (
     SemiSupervised,
+from pyrovae.objectives.states import (
+    pair_marginals,
+    posterior_marginals,
+    state_posterior,
+    viterbi,
+)
+from pyrovae.objectives.structured import (
+    StatesSummed,
 )
 from pyrovae.objectives.total_correlation import (
     TotalCorrelation,
@@ -97,6 +105,7 @@ __all__ = [
     "Renyi",
     "ReweightedWakeSleep",
     "SemiSupervised",
+    "StatesSummed",
     "Term",
     "TotalCorrelation",
     "WakeSleep",
@@ -107,7 +116,11 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "mean_field_posterior",
+    "pair_marginals",
+    "posterior_marginals",
     "reverse_kl",
+    "state_posterior",
     "stratified",
+    "viterbi",
     "weighted",
 ]

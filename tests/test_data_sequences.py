@@ -1,0 +1,64 @@
+"""Sequences of different lengths from memory and from files."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyrovae.data import load_sequences, padded
+
+
+def test_padding_keeps_values_and_lengths():
+    sequences = [torch.ones(2, 3), 2 * torch.ones(1, 3)]
+    made = padded(sequences, 4)
+    assert made["x"].shape == (2, 4, 3)
+    assert made["lengths"].tolist() == [2, 1]
+    assert torch.equal(made["x"].sum((1, 2)), torch.tensor([6.0, 6.0]))
+    assert torch.equal(made["x"][1, 0], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("sequences", "duration", "message"),
+    [
+        ([], None, "sequences are 0"),
+        ([np.ones((2, 1)), np.ones((0, 1))], None, "1 without steps, the first in row 1"),
+        ([np.ones((2, 1)), np.ones((1, 2))], None, "steps of shapes"),
+        ([np.ones((2, 1))], 1, "the longest sequence has 2"),
+    ],
+)
+def test_what_can_not_be_padded_is_said(sequences, duration, message):
+    with pytest.raises(ValueError, match=message):
+        padded(sequences, duration)
+
+
+def test_files_hold_parts_and_their_lengths(tmp_path):
+    file = tmp_path / "s.npz"
+    steps = np.arange(10, dtype=np.uint8).reshape(5, 2)
+    np.savez(file, train=steps, train_lengths=[3, 2], test=steps[:4], test_lengths=[4])
+    data = load_sequences(file)
+    assert data.event_shape == (4, 2)
+    assert data.validation is None
+    assert data.train["lengths"].tolist() == [3, 2]
+    assert data.train["x"][1].tolist() == [[6, 7], [8, 9], [0, 0], [0, 0]]
+    np.savez(file, train=steps, train_lengths=[3, 1])
+    with pytest.raises(ValueError, match="5 steps in train and 4 in train_lengths"):
+        load_sequences(file)
+    np.savez(file, x=steps)
+    with pytest.raises(ValueError, match="no train and train_lengths"):
+        load_sequences(file)
+    with pytest.raises(FileNotFoundError):
+        load_sequences(tmp_path / "none.npz")
+
+
+@pytest.mark.data
+@pytest.mark.skipif("PYROVAE_DATA" not in os.environ, reason="PYROVAE_DATA is not set")
+def test_chorales():
+    file = Path(os.environ["PYROVAE_DATA"]) / "jsb_chorales" / "jsb_chorales.npz"
+    if not file.exists():
+        pytest.skip("no chorales")
+    data = load_sequences(file)
+    assert [len(split) for split in data.splits.values()] == [229, 76, 77]
+    assert int(data.test["lengths"].sum()) == 4725
+    assert data.levels == 2
