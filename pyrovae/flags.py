@@ -35,7 +35,7 @@ __all__ = [
     "written_out",
 ]
 
-SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling")
+SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling", "codebook")
 LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 BY_CODE = ("plate", "data_size")  # of objectives: the first is found, the second the data's
 

@@ -6,11 +6,15 @@ from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vae import VAE
+from pyrovae.models.vq import VQVAE, VQVAE2, CodeModel
 
 __all__ = [
     "CVAE",
     "NVDM",
     "VAE",
+    "VQVAE",
+    "VQVAE2",
+    "CodeModel",
     "HierarchicalVAE",
     "InpaintingVAE",
     "LadderVAE",

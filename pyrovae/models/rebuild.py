@@ -22,6 +22,7 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "prior": (priors, ("event_shape",)),
     "posterior": (conditionals, ("feature_shape", "event_shape")),
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
+    "codebook": (nets, ("num_codes", "code_dim")),
     "coupling": (flow, ("dim",)),
 }
 

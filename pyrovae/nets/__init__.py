@@ -6,7 +6,9 @@ Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for
 Weights start as torch initialises them.
 """
 
+from pyrovae.nets.codebook import Codebook, EMACodebook
 from pyrovae.nets.frozen import Frozen
+from pyrovae.nets.grids import CausalConv2d, GridDecoder, GridEncoder
 from pyrovae.nets.layers import (
     MLP,
     BatchNorm,
@@ -23,9 +25,14 @@ from pyrovae.nets.multi import MultiLinear, MultiMLP
 __all__ = [
     "MLP",
     "BatchNorm",
+    "CausalConv2d",
+    "Codebook",
     "ConvDecoder",
     "ConvEncoder",
+    "EMACodebook",
     "Frozen",
+    "GridDecoder",
+    "GridEncoder",
     "Head",
     "MaskedConvEncoder",
     "MaskedMLP",

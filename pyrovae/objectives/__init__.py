@@ -18,6 +18,9 @@ from pyrovae.objectives.classical import (
     log_marginal,
     mean_field_posterior,
 )
+from pyrovae.objectives.commitment import (
+    Commitment,
+)
 from pyrovae.objectives.constrained import (
     Beta,
     Capacity,
@@ -80,6 +83,7 @@ __all__ = [
     "AdversarialVB",
     "Beta",
     "Capacity",
+    "Commitment",
     "DReG",
     "DensityRatio",
     "FactorVAE",
