@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.categorical import GumbelSoftmax, OneHotCategorical
 from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
 from pyrovae.conditionals.implicit import Implicit
 from pyrovae.conditionals.likelihoods import (
@@ -49,6 +50,7 @@ __all__ = [
     "FixedNormal",
     "Flow",
     "FullNormal",
+    "GumbelSoftmax",
     "Implicit",
     "LearnedNormal",
     "LowRankNormal",
@@ -56,6 +58,7 @@ __all__ = [
     "Multinomial",
     "NormalMixture",
     "NormalisedNormal",
+    "OneHotCategorical",
     "PlanarFlow",
     "ProductOfExperts",
     "RadialFlow",

@@ -6,6 +6,7 @@ Those of grey values are over one number, with batch shape that of their paramet
 from pyrovae.distributions.codes import AutoregressiveCategorical, NearestCode
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyrovae.distributions.gumbel import GumbelOneHot
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.products import Columns, by_element, masked
 from pyrovae.distributions.words import BagOfWords, log_coefficient
@@ -17,6 +18,7 @@ __all__ = [
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
+    "GumbelOneHot",
     "Implicit",
     "NearestCode",
     "TolerantDelta",

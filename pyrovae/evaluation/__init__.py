@@ -1,6 +1,7 @@
 """Evaluation of any pair: bounds and likelihoods, and what it encodes, reconstructs and generates."""
 
 from pyrovae.evaluation.annealing import Sandwich, ais, bdmc
+from pyrovae.evaluation.codes import code_perplexity, perplexity_of
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.gaps import Gaps, gaps
@@ -34,6 +35,7 @@ __all__ = [
     "active_units",
     "ais",
     "bdmc",
+    "code_perplexity",
     "compare_priors",
     "decode",
     "elbo",
@@ -49,6 +51,7 @@ __all__ = [
     "log_likelihood",
     "manifold",
     "missing_log_likelihood",
+    "perplexity_of",
     "reconstruct",
     "surgery",
     "traverse",

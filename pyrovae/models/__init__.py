@@ -1,6 +1,7 @@
 """One file per graph: what p and q are. `__all__` lists the library's pairs."""
 
 from pyrovae.models.cvae import CVAE
+from pyrovae.models.discrete import CategoricalVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.inpainting import InpaintingVAE, PartialVAE, PosteriorMatching
@@ -14,6 +15,7 @@ __all__ = [
     "VAE",
     "VQVAE",
     "VQVAE2",
+    "CategoricalVAE",
     "CodeModel",
     "HierarchicalVAE",
     "InpaintingVAE",

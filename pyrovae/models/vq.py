@@ -40,7 +40,7 @@ class VQVAE(Pair):
         vq = VQVAE(data.event_shape, num_codes=64).initialise_(data.train["x"][:500])
         fit(vq, data, objective=Commitment(0.25))
         codes = CodeModel(vq.grid_shape, num_codes=64)                  # stage two: a prior
-        fit(codes, encode(vq, data.train, site="k"))
+        fit(codes, encode(vq, data.train, site="k", sample=True))
         vq.bind_prior(codes)
 
     Args:
