@@ -1,7 +1,8 @@
-"""VQ-VAE of images: what a learned prior adds to the bound, how many codes are used, and samples of both priors.
+r"""VQ-VAE of images: what a learned prior adds to the bound, how many codes are used, and samples of both priors.
 
     python -m examples.vq --seeds 0 1 2
-    PYROVAE_DATA=<folder with MNIST/raw> python -m examples.vq --data mnist --channels 32 64 --epochs 4 --prior_epochs 4 --rows 20000
+    PYROVAE_DATA=<folder with MNIST/raw> python -m examples.vq --data mnist --num_codes 64 --channels 32 64 \
+        --epochs 3 --prior_epochs 3 --batch_size 128
 
 Stage one fits the pair with uniform p(k), stage two a PixelCNN to the codes of the training data. Both bounds are of
 test data, in nats; the perplexity is that of all test codes, of K at most. Each run leaves a JSON file of all seeds and
@@ -21,25 +22,24 @@ from pyrovae import reports
 from pyrovae.evaluation import code_perplexity, encode, generate, reconstruct
 
 
-def fitted(data: pv.data.Data, train: torch.Tensor, options: argparse.Namespace, seed: int) -> tuple[pv.VQVAE, dict]:
+def fitted(data: pv.data.Data, options: argparse.Namespace, seed: int) -> tuple[pv.VQVAE, dict]:
     torch.manual_seed(seed)
     start = time.perf_counter()
     vq = pv.VQVAE(
         data.event_shape, num_codes=options.num_codes, code_dim=options.code_dim, channels=options.channels
-    ).initialise_(train[:1000])
-    common = {"batch_size": options.batch_size, "progress": False, "seed": seed, "validation": data.test["x"][:1000]}
-    pv.fit(vq, train, objective=pv.Commitment(0.25), max_epochs=options.epochs, lr=2e-3, **common)
+    ).initialise_(next(data.train.sequential(1000))[0])
+    common = {"batch_size": options.batch_size, "progress": False, "seed": seed}
+    pv.fit(vq, data, objective=pv.Commitment(0.25), max_epochs=options.epochs, lr=2e-3, **common)
     test = data.test["x"]
     record = {"perplexity": code_perplexity(vq, test, site="k", num_codes=options.num_codes)}
     before = pv.elbo(vq, test, num_particles=1)
     record |= {"reconstruction": before.reconstruction["x"], "bound_uniform_prior": before.elbo.value}
     uniform = generate(vq, 16, like=(test[:1],), seed=seed)
-    codes = encode(vq, train, site="k", sample=True)
+    codes = encode(vq, data.train, site="k", sample=True)
     model = pv.CodeModel(
         vq.grid_shape, num_codes=options.num_codes, prior=partial(pv.priors.PixelCNN, hidden=options.hidden)
     )
-    common["validation"] = encode(vq, test[:1000], site="k", sample=True)
-    pv.fit(model, codes, max_epochs=options.prior_epochs, patience=5, lr=2e-3, **common)
+    pv.fit(model, codes, validation=0.1, max_epochs=options.prior_epochs, patience=5, lr=2e-3, **common)
     vq.bind_prior(model)
     record["bound_learned_prior"] = pv.elbo(vq, test, num_particles=1).elbo.value
     record["seconds"] = time.perf_counter() - start
@@ -52,7 +52,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits")
     parser.add_argument("--root", default=None)
-    parser.add_argument("--rows", type=int, default=None, help="training rows; default: all")
     parser.add_argument("--num_codes", type=int, default=32)
     parser.add_argument("--code_dim", type=int, default=8)
     parser.add_argument("--channels", type=int, nargs="+", default=[32])
@@ -66,10 +65,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     data = pv.data.load(options.data, root=options.root)
-    train = data.train["x"][: options.rows]
     records = {}
     for seed in options.seeds:
-        _, found = fitted(data, train, options, seed)
+        _, found = fitted(data, options, seed)
         records[seed] = found["record"]
         print(f"seed {seed}:", ", ".join(f"{name} {value:.2f}" for name, value in found["record"].items()))
     names = ["data", "reconstructions", "uniform p(k)", "learned p(k)"]

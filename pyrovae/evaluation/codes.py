@@ -15,7 +15,7 @@ __all__ = ["code_perplexity", "perplexity_of"]
 def perplexity_of(shares: Tensor) -> float:
     """exp of the entropy of shares (K) that sum to one: K where all are equal, 1 where one has all.
 
-    >>> perplexity_of(torch.full((8,), 1 / 8)), perplexity_of(torch.tensor([1.0, 0.0]))
+    >>> round(perplexity_of(torch.full((8,), 1 / 8)), 6), perplexity_of(torch.tensor([1.0, 0.0]))
     (8.0, 1.0)
     """
     return float(torch.special.entr(shares.double()).sum().exp())
