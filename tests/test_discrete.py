@@ -110,6 +110,19 @@ def test_the_relaxed_gradient_is_that_of_the_softmax_of_the_same_noise():
         assert torch.allclose(gradient, by_hand, rtol=1e-10)
 
 
+def test_the_relaxed_objective_is_the_papers():
+    """log p(x | s) at the relaxed s, less the categories' KL in closed form, which has no relaxation."""
+    vae, x = tiny(posterior=partial(GumbelSoftmax, hard=False)).train(), bits(3, 5)
+    drawn = pv.ledger(vae, x)
+    s = [drawn.values[name] for name in ("y1", "y2")]
+    assert 0 < s[0].min() < s[0].max() < 1
+    log_x = vae.likelihood(vae.decoder(*s)).log_prob(x)
+    q = [posterior(vae.encoder(x)).logits.log_softmax(-1) for posterior in vae.posteriors]
+    p = vae.prior_logits.log_softmax(-1)
+    kl = sum((log_q.exp() * (log_q - log_p)).sum(-1) for log_q, log_p in zip(q, p, strict=True))
+    assert torch.allclose(drawn.elbo()[0], log_x - kl, rtol=1e-12)
+
+
 def test_evaluation_is_of_the_hard_model():
     posterior = GumbelSoftmax(4, 3, hard=False)
     assert not set(posterior(torch.randn(9, 4)).rsample().flatten().tolist()) <= {0.0, 1.0}
@@ -120,13 +133,21 @@ def test_scores_of_samples_have_the_enumerated_gradient_in_the_mean():
     """VIMCO's bound is that of K samples; with K large its gradient is that of log p(x), by enumeration."""
     vae, x = tiny(), bits(1, 5)
     with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.mul_(5)
+        for parameter in (*vae.decoder.parameters(), *vae.likelihood.parameters()):
+            parameter.mul_(3)
     log_p, _ = evidence(vae, x)
     wanted = torch.autograd.grad(log_p.sum(), vae.prior_logits)[0]
-    Step(vae, pv.VIMCO(400), structure(vae, x)).backward(x)
-    assert torch.allclose(-vae.prior_logits.grad, wanted, atol=0.1)
-    assert wanted.abs().max() > 0.2
+    step, found = Step(vae, pv.VIMCO(200), structure(vae, x)), []
+    for _ in range(100):
+        vae.zero_grad()
+        step.backward(x)
+        assert vae.prior_logits.grad is not None
+        found.append(-vae.prior_logits.grad.clone())
+    mean, error = torch.stack(found).mean(0), torch.stack(found).std(0) / 10
+    print(mean, error, wanted)
+    assert ((mean - wanted).abs() < 4 * error + 0.005).all()  # and a bias of order 1 / K
+    assert error.max() < 0.02
+    assert wanted.abs().max() > 0.1
     assert all(parameter.grad.any() for parameter in vae.parameters())
 
 

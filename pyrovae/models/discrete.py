@@ -82,7 +82,8 @@ class CategoricalVAE(Pair):
     def model(self, x: Tensor) -> None:
         """y_n ~ Categorical, x | y, for each row of x."""
         with pyro.plate("data", len(x)):
-            priors = [dist.OneHotCategorical(logits=logits) for logits in self.prior_logits]
+            # Unchecked: relaxed values of training are no one-hot vectors.
+            priors = [dist.OneHotCategorical(logits=logits, validate_args=False) for logits in self.prior_logits]
             y = [pyro.sample(f"y{n}", prior) for n, prior in enumerate(priors, 1)]
             pyro.sample("x", self.likelihood(self.decoder(*y)), obs=x)
 
