@@ -105,6 +105,18 @@ def test_codes_that_nobody_uses_restart_in_the_batch(cls):
     assert (never.vectors.abs().max(-1).values > 99).sum() == 2
 
 
+@pytest.mark.parametrize("cls", BOOKS)
+def test_a_new_codebook_starts_at_the_first_batch(cls):
+    book, h = cls(4, 2, decay=0.0 if cls is Codebook else 0.99).double(), 100 + double(20, 2)
+    assert book.vectors.abs().max() < 10
+    assert book.eval()(h).shape == (20,)
+    book.train()(h)
+    assert (book.vectors[:, None] - h).abs().sum(-1).min(-1).values.max() < 1.0
+    started = cls(4, 2).double().initialise_(h - 100)
+    started.train()(h)
+    assert started.vectors.mean() < 90
+
+
 def test_a_revived_code_is_one_of_the_vectors_exactly():
     book, h = Codebook(4, 2, revive_below=0.5).double(), double(20, 2)
     book.usage.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))

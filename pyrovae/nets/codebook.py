@@ -18,8 +18,8 @@ class Codebook(nn.Module):
         k(h) = argmin_k |h - e_k|^2,    the first of those that tie
 
     In training mode each call counts which codes are used, as a running mean of their shares, and codes that were
-    hardly used restart at vectors of the batch, drawn at random, before codes are given. Nothing moves in evaluation
-    mode.
+    hardly used restart at vectors of the batch, drawn at random, before codes are given; so do all at the first call,
+    unless `initialise_` came before. Nothing moves in evaluation mode.
 
     Args:
         num_codes: K.
@@ -52,7 +52,8 @@ class Codebook(nn.Module):
         super().__init__()
         (self.num_codes,), (self.code_dim,) = as_shape(num_codes, "num_codes"), as_shape(code_dim, "code_dim")
         self.decay, self.revive_below = _fraction("decay", decay), _fraction("revive_below", revive_below)
-        self.register_buffer("usage", torch.full((self.num_codes,), 1 / self.num_codes))
+        # Below the threshold: codes far from all data would be dead for hundreds of calls, but for one.
+        self.register_buffer("usage", torch.full((self.num_codes,), (self.revive_below / 2 or 1) / self.num_codes))
         self._start(torch.randn(self.num_codes, self.code_dim))
 
     def _start(self, vectors: Tensor) -> None:
@@ -153,7 +154,7 @@ class EMACodebook(Codebook):
     sums: Tensor
 
     def _start(self, vectors: Tensor) -> None:
-        self.register_buffer("sums", vectors / self.num_codes)
+        self.register_buffer("sums", vectors * self.usage[:, None])
 
     @property
     def vectors(self) -> Tensor:
