@@ -35,7 +35,18 @@ __all__ = [
     "written_out",
 ]
 
-SLOTS = ("encoder", "decoder", "prior", "posterior", "likelihood", "coupling", "corruption", "covariance", "components")
+SLOTS = (
+    "encoder",
+    "decoder",
+    "prior",
+    "posterior",
+    "likelihood",
+    "coupling",
+    "corruption",
+    "covariance",
+    "components",
+    "codebook",
+)
 LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 BY_CODE = ("plate", "data_size")  # of objectives: the first is found, the second the data's
 

@@ -40,6 +40,7 @@ from pyrovae.objectives import (
     AdversarialVB,
     Beta,
     Capacity,
+    Commitment,
     DensityRatio,
     DReG,
     FactorVAE,
@@ -499,6 +500,37 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         likelihood=partial(conditionals.Mixed, num_classes=(0, 0, 2, 2, 4, 4)),
     ),
     "PosteriorMatching": posterior_matching,
+    "VQVAE": lambda: (
+        models.VQVAE(
+            (1, 6, 5),
+            num_codes=4,
+            code_dim=3,
+            channels=(4,),
+            codebook=nets.Codebook,
+            prior=partial(priors.PixelCNN, hidden=5, num_blocks=1),
+        ),
+        (bits(1, 6, 5),),
+    ),
+    "VQVAE of running means": lambda: (
+        models.VQVAE(6, num_codes=4, code_dim=3, grid_shape=2, hidden=(7,)),
+        (bits(6),),
+    ),
+    "VQVAE2": lambda: (
+        models.VQVAE2((1, 6, 5), num_codes=4, code_dim=3, channels=(8,), prior=partial(priors.PixelCNN, hidden=5)),
+        (bits(1, 6, 5),),
+    ),
+    "codes given others": lambda: (
+        models.CodeModel(3, num_codes=4, context_shape=(2, 1, 1), prior=partial(priors.PixelCNN, hidden=5)),
+        ((4 * uniform(3)).long(), uniform(2, 1, 1)),
+    ),
+    "CategoricalVAE enumerated": lambda: (
+        models.CategoricalVAE(6, num_classes=3, hidden=(7,), enumerate=True),
+        (bits(6),),
+    ),
+    "CategoricalVAE with Gumbel's gradient": lambda: (
+        models.CategoricalVAE(6, num_classes=3, hidden=(7,), posterior=conditionals.GumbelSoftmax),
+        (bits(6),),
+    ),
     "LinearGaussian": partial(linear_gaussian, LinearGaussian),
     "LooseLinearGaussian": partial(linear_gaussian, LooseLinearGaussian),
     "Mixture": lambda: (Mixture(), (3 * uniform().double(),)),
@@ -541,7 +573,8 @@ def enumerated(known: Structure) -> bool:
 
 
 def summed(known: Structure) -> bool:
-    return set(known.latent) <= set(known.enumerated)
+    by_guide = any(isinstance(module, models.CategoricalVAE) for module in known.modules)
+    return set(known.latent) <= set(known.enumerated) and not by_guide
 
 
 def mean_field(known: Structure) -> bool:
@@ -555,10 +588,9 @@ def local_samples(known: Structure) -> bool:
 
 def scored(known: Structure) -> bool:
     """A guide whose density has a score: no Delta."""
+    points = (models.NormalizingFlow, nets.Codebook)
     return (
-        local_samples(known)
-        and not known.improper
-        and not any(isinstance(module, models.NormalizingFlow) for module in known.modules)
+        local_samples(known) and not known.improper and not any(isinstance(module, points) for module in known.modules)
     )
 
 
@@ -632,6 +664,10 @@ def some_labels(known: Structure) -> bool:
     return "y_observed" in known.observed
 
 
+def quantised(known: Structure) -> bool:
+    return any(isinstance(module, nets.Codebook) for module in known.modules)
+
+
 def has_z(known: Structure) -> bool:
     return "z" in known.latent and not known.enumerated
 
@@ -667,6 +703,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "PIWAE 2 x 2": (partial(PIWAE, 4, num_groups=2), reparametrised),
     "CIWAE": (partial(CIWAE, 3), local),
     "STL": (partial(STL, 2), reparametrised),
+    "commitment": (Commitment, quantised),
     "DReG 3": (partial(DReG, 3), scored),
     "beta per site": (partial(ELBO, beta={"z": 1.5}), has_z),  # free of c, which the model enumerates
     "beta learned": (partial(Beta, 1.0), anywhere),
@@ -1072,7 +1109,7 @@ def test_predictive_runs_model_and_guide(name):
         return Predictive(model, guide=pair.guide, num_samples=3)(*batch)
 
     pyro.set_rng_seed(2)
-    with evaluation_mode(pair):  # a corrupted input is another one each time
+    with evaluation_mode(pair):  # in training mode each call may move running means, or corrupt the input anew
         from_guide = Predictive(pair.guide, num_samples=3)(*batch) if sites(pair.guide, *batch) else {}
     # Observed sites keep their values: it is the unconditioned model that replicates data.
     observed, drawn = replicated(pair.model), replicated(poutine.uncondition(pair.model))

@@ -14,6 +14,7 @@ its `.support`. Each holds a `Head`, which maps the features to the distribution
 """
 
 from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.categorical import GumbelSoftmax, OneHotCategorical
 from pyrovae.conditionals.flows import IAF, Flow, PlanarFlow, RadialFlow, SplineFlow
 from pyrovae.conditionals.implicit import Implicit
 from pyrovae.conditionals.likelihoods import (
@@ -50,6 +51,7 @@ __all__ = [
     "FixedNormal",
     "Flow",
     "FullNormal",
+    "GumbelSoftmax",
     "Implicit",
     "LearnedNormal",
     "LowRankNormal",
@@ -57,6 +59,7 @@ __all__ = [
     "Multinomial",
     "NormalMixture",
     "NormalisedNormal",
+    "OneHotCategorical",
     "PlanarFlow",
     "Point",
     "ProductOfExperts",

@@ -4,9 +4,11 @@ Those of grey values are over one number, with batch shape that of their paramet
 """
 
 from pyrovae.distributions.chains import HiddenMarkov, MarkovChain
+from pyrovae.distributions.codes import AutoregressiveCategorical, NearestCode
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.flat import Flat, is_improper
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
+from pyrovae.distributions.gumbel import GumbelOneHot
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
@@ -14,15 +16,18 @@ from pyrovae.distributions.wishart import Wishart
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
 __all__ = [
+    "AutoregressiveCategorical",
     "BagOfWords",
     "Columns",
     "ContinuousBernoulli",
     "CrossEntropy",
     "DiscretizedLogistic",
     "Flat",
+    "GumbelOneHot",
     "HiddenMarkov",
     "Implicit",
     "MarkovChain",
+    "NearestCode",
     "TolerantDelta",
     "Wishart",
     "by_element",

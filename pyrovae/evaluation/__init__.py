@@ -11,6 +11,7 @@ from pyrovae.evaluation.clustering import (
     nmi,
     responsibilities,
 )
+from pyrovae.evaluation.codes import code_perplexity, perplexity_of
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
 from pyrovae.evaluation.features import Features
@@ -53,6 +54,7 @@ __all__ = [
     "classification_error",
     "classify",
     "cluster_accuracy",
+    "code_perplexity",
     "compare_priors",
     "components",
     "decode",
@@ -71,6 +73,7 @@ __all__ = [
     "manifold",
     "missing_log_likelihood",
     "nmi",
+    "perplexity_of",
     "reconstruct",
     "responsibilities",
     "surgery",

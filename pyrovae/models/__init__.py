@@ -4,6 +4,7 @@ from pyrovae.models.autoencoder import Autoencoder
 from pyrovae.models.bayesian_mixture import BayesianCategoricalMixture, BayesianGaussianMixture
 from pyrovae.models.belief_net import SigmoidBeliefNet
 from pyrovae.models.cvae import CVAE
+from pyrovae.models.discrete import CategoricalVAE
 from pyrovae.models.flow import NormalizingFlow
 from pyrovae.models.hierarchical import HierarchicalVAE, LadderVAE
 from pyrovae.models.hmm import HMM, BayesianHMM
@@ -14,6 +15,7 @@ from pyrovae.models.structured import StructuredHMM, StructuredVAE
 from pyrovae.models.topics import NVDM, ProdLDA
 from pyrovae.models.vade import MeanFieldVaDE, VaDE
 from pyrovae.models.vae import VAE
+from pyrovae.models.vq import VQVAE, VQVAE2, CodeModel
 
 __all__ = [
     "CVAE",
@@ -21,11 +23,15 @@ __all__ = [
     "M2",
     "NVDM",
     "VAE",
+    "VQVAE",
+    "VQVAE2",
     "Autoencoder",
     "BayesianCategoricalMixture",
     "BayesianGaussianMixture",
     "BayesianHMM",
     "CategoricalMixture",
+    "CategoricalVAE",
+    "CodeModel",
     "FactoredM2",
     "GaussianMixture",
     "HierarchicalVAE",

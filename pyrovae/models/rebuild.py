@@ -24,6 +24,7 @@ _SLOTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "prior": (priors, ("event_shape",)),
     "posterior": (conditionals, ("feature_shape", "event_shape")),
     "likelihood": (conditionals, ("feature_shape", "event_shape")),
+    "codebook": (nets, ("num_codes", "code_dim")),
     "coupling": (flow, ("dim",)),
     "corruption": (corruption, ()),
     "covariance": (covariances, ("num_components", "event_shape")),

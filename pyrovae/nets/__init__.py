@@ -6,8 +6,10 @@ Every network maps x (..., \*event_shape) to features (..., \*feature_shape) for
 Weights start as torch initialises them.
 """
 
+from pyrovae.nets.codebook import Codebook, EMACodebook
 from pyrovae.nets.corruption import GaussianNoise, Masking, SaltAndPepper
 from pyrovae.nets.frozen import Frozen
+from pyrovae.nets.grids import CausalConv2d, GridDecoder, GridEncoder
 from pyrovae.nets.layers import (
     MLP,
     BatchNorm,
@@ -24,10 +26,15 @@ from pyrovae.nets.multi import MultiLinear, MultiMLP
 __all__ = [
     "MLP",
     "BatchNorm",
+    "CausalConv2d",
+    "Codebook",
     "ConvDecoder",
     "ConvEncoder",
+    "EMACodebook",
     "Frozen",
     "GaussianNoise",
+    "GridDecoder",
+    "GridEncoder",
     "Head",
     "MaskedConvEncoder",
     "MaskedMLP",

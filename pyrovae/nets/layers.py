@@ -179,7 +179,7 @@ class ConvEncoder(nn.Module):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
         self.layers = nn.Sequential(*layers)
         height, width = halvings(self.event_shape, len(widths) - 1)[-1]
-        self.feature_shape = (widths[-1] * height * width,)
+        self.feature_shape: tuple[int, ...] = (widths[-1] * height * width,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of x."""
@@ -219,7 +219,7 @@ class ConvDecoder(nn.Module):
         activation: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        self.latent_shape = as_shape(latent_dim, "latent_dim")
+        self.latent_shape: tuple[int, ...] = as_shape(latent_dim, "latent_dim")
         event_shape = image_shape(event_shape)
         widths = channel_numbers(channels)
         grids = halvings(event_shape, len(widths))[::-1]

@@ -18,6 +18,9 @@ from pyrovae.objectives.classical import (
     log_marginal,
     mean_field_posterior,
 )
+from pyrovae.objectives.commitment import (
+    Commitment,
+)
 from pyrovae.objectives.constrained import (
     Beta,
     Capacity,
@@ -48,6 +51,7 @@ from pyrovae.objectives.path_gradients import (
 )
 from pyrovae.objectives.semi_supervised import (
     SemiSupervised,
+)
 from pyrovae.objectives.states import (
     pair_marginals,
     posterior_marginals,
@@ -91,6 +95,7 @@ __all__ = [
     "AdversarialVB",
     "Beta",
     "Capacity",
+    "Commitment",
     "DReG",
     "DensityRatio",
     "FactorVAE",

@@ -40,6 +40,8 @@ def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tenso
     Raises:
         ValueError: see `dream`; also where the guide samples what the model does not.
     """
+    if not known.latent:
+        raise ValueError("the pair has no latent site, so that its guide has nothing to learn of dreams; use ELBO()")
     with torch.no_grad():
         dreamt, given = dream(pair, batch, known)
     guide_trace = poutine.trace(poutine.replay(pair.guide, trace=dreamt)).get_trace(*given)

@@ -17,6 +17,7 @@ once when its slots are filled: see `AggregatedPosterior`.
 
 from pyrovae.priors.aggregated import AggregatedPosterior
 from pyrovae.priors.bernoulli import FactorisedBernoulli
+from pyrovae.priors.codes import PixelCNN, UniformCodes
 from pyrovae.priors.conditional import ClassConditional, ConditionalNormal
 from pyrovae.priors.dirichlet import LaplaceDirichlet
 from pyrovae.priors.flow import Flow, RealNVP, SplineFlow
@@ -32,8 +33,10 @@ __all__ = [
     "Flow",
     "GaussianMixture",
     "LaplaceDirichlet",
+    "PixelCNN",
     "RealNVP",
     "SplineFlow",
     "StandardNormal",
+    "UniformCodes",
     "VampPrior",
 ]
