@@ -119,7 +119,11 @@ def annealed(data: Data, schedule: Schedule) -> pv.ELBO:
 
 
 def cells(
-    num_components: int, hidden: Sequence[int], likelihood: Callable[..., nn.Module], paper: dict[str, float]
+    num_components: int,
+    hidden: Sequence[int],
+    likelihood: Callable[..., nn.Module],
+    paper: dict[str, float],
+    precision: str = "float32",
 ) -> dict[str, Cell]:
     """The table's cells on one data set."""
 
@@ -130,7 +134,7 @@ def cells(
         """A start from an auto-encoder of the same networks, and a mixture on its codes."""
 
         def start(pair: pv.VaDE, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any) -> bool:
-            options |= {"seed": seed, "batch_size": schedule.batch_size}
+            options |= {"seed": seed, "batch_size": schedule.batch_size, "precision": precision}
             if stacked:  # goes on from its beginning if it is cut off
                 each = max(1, schedule.pretraining // 2)  # all layers take about as long as the whole does
                 runs = pv.pretrain_stacked(
@@ -163,17 +167,18 @@ def cells(
     def factorised(data: Data) -> pv.MeanFieldVaDE:
         return pv.MeanFieldVaDE(data.event_shape, LATENT_DIM, num_components, hidden=hidden, likelihood=likelihood)
 
-    on_codes = of_codes(num_components)
-    of: dict[str, Any] = {"evaluate": of_vade, "options": {"optimizer": partial(torch.optim.Adam, eps=1e-4)}}
+    codes: dict[str, Any] = {"options": {"precision": precision}, "evaluate": of_codes(num_components)}
+    optimizer = partial(torch.optim.Adam, eps=1e-4)
+    clusters: dict[str, Any] = {"options": {"precision": precision, "optimizer": optimizer}, "evaluate": of_vade}
     return {
         "GMM": Cell(without_pair=of_pixels(num_components), paper=paper.get("GMM")),
-        "AE+GMM": Cell(partial(network, pv.Autoencoder), evaluate=on_codes, paper=paper.get("AE+GMM")),
-        "VAE+GMM": Cell(partial(network, pv.VAE), evaluate=on_codes, paper=paper.get("VAE+GMM")),
-        "AAE+GMM": Cell(partial(network, pv.VAE), aae, evaluate=on_codes, paper=paper.get("AAE")),
-        "VaDE": Cell(vade, bound, start=started(stacked=True), paper=paper.get("VaDE"), **of),
-        "VaDE plain start": Cell(vade, bound, start=started(stacked=False), **of),
-        "VaDE annealed": Cell(vade, annealed, start=started(stacked=True), **of),
-        "VaDE factorised": Cell(factorised, bound, start=started(stacked=True), **of),
+        "AE+GMM": Cell(partial(network, pv.Autoencoder), paper=paper.get("AE+GMM"), **codes),
+        "VAE+GMM": Cell(partial(network, pv.VAE), paper=paper.get("VAE+GMM"), **codes),
+        "AAE+GMM": Cell(partial(network, pv.VAE), aae, paper=paper.get("AAE"), **codes),
+        "VaDE": Cell(vade, bound, start=started(stacked=True), paper=paper.get("VaDE"), **clusters),
+        "VaDE plain start": Cell(vade, bound, start=started(stacked=False), **clusters),
+        "VaDE annealed": Cell(vade, annealed, start=started(stacked=True), **clusters),
+        "VaDE factorised": Cell(factorised, bound, start=started(stacked=True), **clusters),
     }
 
 
@@ -182,7 +187,7 @@ RESULTS = {
     "mnist": Result(
         source="Jiang et al. 2017, table 2, MNIST, 70,000 images; clustering accuracy, per cent",
         load=partial(all_rows, "mnist"),
-        cells=cells(10, (500, 500, 2000), CrossEntropy, PAPER),
+        cells=cells(10, (500, 500, 2000), CrossEntropy, PAPER, precision="bfloat16"),
         paper=Schedule(epochs=300, batch_size=100, num_samples=5, lr=2e-3, decay=0.1, pretraining=100),
         reduced=Schedule(epochs=18, batch_size=100, num_samples=2, lr=1e-3, decay=0.1, pretraining=36),
         figure=("acc", "nmi", "ari"),
