@@ -8,7 +8,8 @@ Networks 500-500-2000-10 of ReLU, grey pixels with a cross-entropy, as in the au
 from elsewhere; here the pretraining is part of the cell: DEC's stacked denoising auto-encoders (`pretrain_stacked`),
 or a plain one, then scikit-learn's mixture on the codes (`initialise_`), then VaDE. Half of the pretraining's epochs
 are spent on the layers, half on all together. Adam has the authors' eps of 1e-4, with which the parameters of
-a component that few data hold, whose gradients are small, do not move at full speed.
+a component that few data hold, whose gradients are small, do not move at full speed. On MNIST
+the networks' products are in bfloat16, which nearly halves the time on a CPU that has it; densities stay in float32.
 """
 
 from __future__ import annotations
