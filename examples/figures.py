@@ -52,6 +52,22 @@ def main() -> None:
         for kind in ("plain", "denoising"):
             values = [run["denoising"][name][kind]["cross_entropy"] for run in autoencoders]
             print(f"digits, {name}, {kind}: {spread(values)} of the clean image")
+    for run in seeds("semi_supervised"):
+        errors = ", ".join(f"{name} {value:.1f} %" for name, value in run["error"].items())
+        print(f"digits, {run['labels']} labels, seed {run['seed']}, test errors: {errors}")
+    codes = [*json.loads((RESULTS / "vq" / "digits.json").read_text())["seeds"].values()]
+    for name in ("perplexity", "bound_uniform_prior", "bound_learned_prior"):
+        print(f"digits, VQ-VAE, {name}: {spread([run[name] for run in codes], unit='')}")
+    discrete = json.loads((RESULTS / "discrete_latents.json").read_text())
+    for name in [key for key in discrete if "seeds" in discrete[key]]:
+        values = [run["log_likelihood"] for run in discrete[name]["seeds"].values()]
+        print(f"digits, categorical latents by {name}, exact log-likelihood: {spread(values)}")
+    for run in seeds("chorales"):
+        each = ", ".join(f"{one['states']}: {one['test_log_likelihood_per_step']:.3f}" for one in run["all"])
+        print(f"chorales, nats per step on the test set by number of states: {each}")
+    for run in seeds("clusters"):
+        each = ", ".join(f"{key} {value['accuracy']:.0%}" for key, value in run.items() if key.startswith("epoch"))
+        print(f"digits, VaDE of {run['num_components']} clusters, accuracy after {each}")
     capacity = json.loads((RESULTS / "capacity.json").read_text())
     for split in ("train", "test"):
         values = [100 * seed["off"][split]["mean"] for seed in capacity["seeds"]]

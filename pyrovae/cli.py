@@ -96,7 +96,7 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
     about = f"what hides values from a pair that takes a mask: {', '.join(MASKS)}, or several with commas between."
     parser.add_argument("--mask", type=str | None, default=None, help=about)
-    flags = add_objective_arguments(parser, written_out(flags))
+    flags = add_objective_arguments(parser, written_out(flags), getattr(source, "trained_by", "ELBO"))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
     add_pair_arguments(parser, source)
@@ -327,7 +327,7 @@ def _list(arguments: list[str]) -> None:
         print(title)
         for name in names:
             if isinstance(getattr(module, name), type) and not inspect.isabstract(getattr(module, name)):
-                print(f"  {name:<22}{first_line(getattr(module, name))}")
+                print(f"  {name:<28}{first_line(getattr(module, name))}")
     print("data\n  digits, mnist, fashion-mnist, kmnist, omniglot, cifar10, sprites, 20newsgroups,")
     print("  file.npz, file.npy, folder of images or with train.npz and vocab.txt")
 

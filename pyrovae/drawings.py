@@ -90,9 +90,10 @@ def _components(pair: Any, x: Tensor) -> Any:
 
 
 def latent_dim(pair: Any, batch: tuple[Tensor, ...], plate: str | None) -> int | None:
-    """Length of the first continuous latent of a pair; None where it has none."""
+    """Length of the first continuous latent of a pair; None where it has none, or no vector."""
     try:
-        return encode(pair, batch, plate=plate).size(-1)
+        z = encode(pair, batch, plate=plate)
+        return z.size(1) if z.dim() == 2 else None
     except ValueError:
         return None
 

@@ -173,13 +173,14 @@ def _plain_type(parameter: inspect.Parameter) -> Any:
     return type(parameter.default) if isinstance(parameter.default, (bool, int, float, str)) else None
 
 
-def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[str]:
+def add_objective_arguments(parser: Parser, arguments: Sequence[str], default: str = "ELBO") -> list[str]:
     """A flag for each argument that plain text can give of the objective that the command line or its file names.
 
     Args:
         parser: gets `--objective.name`, `--objective.gamma` and so on, so that a file has
             `objective: {name: Capacity, gamma: 1000.0, C: 25.0}`, as it has parts with their options.
         arguments: of the command line.
+        default: the objective where neither names one.
 
     Returns:
         the arguments, in which `--objective NAME` is written out.
@@ -189,7 +190,7 @@ def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[st
     """
     short, full = "--objective", "--objective.name"
     given = [full + a.removeprefix(short) if a == short or a.startswith(f"{short}=") else a for a in arguments]
-    name = named(_objective_name(given), objective_names(), "objective")
+    name = named(_objective_name(given) or default, objective_names(), "objective")
     chosen = getattr(objectives, name)
     about = f"--objective NAME for short: one of {', '.join(objective_names())}; --help beside it has its arguments."
     parser.add_argument(full, type=str, default=name, help=about)
@@ -197,10 +198,10 @@ def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[st
         if parameter.name in BY_CODE or (kind := _plain_type(parameter)) is None:
             continue
         required = parameter.default is parameter.empty
-        default = {"required": True} if required else {"default": parameter.default}
+        otherwise = {"required": True} if required else {"default": parameter.default}
         about = "a number, or one that changes: '{name: Linear, start: 0, end: 1, epochs: 10}'."
         about = about if parameter.annotation == "Any" else f"of {name}."
-        parser.add_argument(f"{short}.{parameter.name}", type=kind, help=about, **default)
+        parser.add_argument(f"{short}.{parameter.name}", type=kind, help=about, **otherwise)
     if issubclass(chosen, RatioObjective):
         for parameter in inspect.signature(chosen.critic_for).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY and (kind := _plain_type(parameter)) is not None:
@@ -210,8 +211,8 @@ def add_objective_arguments(parser: Parser, arguments: Sequence[str]) -> list[st
     return given
 
 
-def _objective_name(arguments: Sequence[str]) -> str:
-    """The name that the command line gives, or its configuration file."""
+def _objective_name(arguments: Sequence[str]) -> str | None:
+    """The name that the command line gives, or its configuration file; None if neither does."""
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     look.add_argument("--config", type=Path)
     look.add_argument("--objective.name", dest="name")
@@ -220,14 +221,14 @@ def _objective_name(arguments: Sequence[str]) -> str:
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
     if seen.name is not None or seen.config is None or not seen.config.is_file():
-        return seen.name or "ELBO"
+        return seen.name
     with contextlib.suppress(yaml.YAMLError):  # whose message is the parser's
         config = yaml.safe_load(seen.config.read_text())
         chosen = config.get("objective", {}) if isinstance(config, dict) else {}
         if not isinstance(chosen, dict):
             raise ValueError(f"{seen.config} has objective: {chosen}; write objective: {{name: {chosen}}} there")
-        return str(chosen.get("name", "ELBO"))
-    return "ELBO"
+        return str(chosen["name"]) if "name" in chosen else None
+    return None
 
 
 def objective_names() -> list[str]:

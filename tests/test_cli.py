@@ -179,6 +179,27 @@ def test_objectives_take_their_arguments(flags, spelled):
     assert repr(objective(chosen, data_size=5)).startswith(spelled)
 
 
+def test_a_pair_names_the_objective_that_trains_it():
+    from pyrovae.models import M2
+
+    for words, name in ([], M2.trained_by), (["--objective", "ELBO"], "ELBO"):
+        parser = Parser()
+        chosen = parser.parse_args(add_objective_arguments(parser, words, M2.trained_by)).objective.as_dict()
+        assert chosen["name"] == name
+    assert objective({"name": M2.trained_by}, data_size=5).alpha == 1.0
+    x, y = torch.rand(20, 4).round(), torch.arange(20) % 3 - 1
+    run = pv.fit(M2(4, 2, num_classes=2, hidden=(3,)), (x, y), max_epochs=1, progress=False, seed=0)
+    assert run.config["objective"].startswith("SemiSupervised(num_particles=1, alpha=1.0")
+
+
+def test_codes_on_a_grid_of_two_are_no_plane(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--num_codes", "4", "--channels", "[4, 4]"]
+    main(["fit", "vqvae", "--out", str(out), *flags, *QUICK])
+    assert load(out).config["objective"].startswith("Commitment(")
+    assert "manifold.png" not in {path.name for path in (out / "pictures").iterdir()}
+
+
 def test_every_objective_has_flags_for_what_it_needs():
     """Whatever an objective requires can be given: the flags know all required arguments."""
     for name in objective_names():

@@ -98,6 +98,8 @@ def test_codes_without_a_mean():
         encode((model, guide), x, site="c")
     with pytest.raises(ValueError, match="the guide samples no continuous latent for each datum, only"):
         encode((model, guide), x)
+    with pytest.raises(ValueError, match="the guide samples no continuous latent for each datum, nothing at all"):
+        encode((lambda x: model(x), lambda x: None), x)
     with pytest.raises(ValueError, match="'nope' is no latent that the guide samples"):
         encode((model, guide), x, site="nope")
 

@@ -39,9 +39,8 @@ def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False
     if name is None:
         name = next((s for s in on.known.latent if s in fitting), None)
         if name is None:
-            raise ValueError(
-                f"the guide samples no {kind} for each datum, only {shapes or 'none'}; name another latent"
-            )
+            others = f"only {shapes}; name another latent" if shapes else "nothing at all"
+            raise ValueError(f"the guide samples no {kind} for each datum, {others}")
     elif name not in sites:
         raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")
     elif vector and name not in fitting:

@@ -45,6 +45,8 @@ class SigmoidBeliefNet(HierarchicalVAE):
     tensor([True, True, True])
     """
 
+    trained_by = "ReweightedWakeSleep"
+
     def __init__(
         self,
         event_shape: int | Sequence[int],

@@ -61,6 +61,8 @@ class M2(Pair):
     torch.Size([3, 10])
     """
 
+    trained_by = "SemiSupervised"
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -219,6 +221,8 @@ class StackedM2(Pair):
     >>> pair.latent_dim
     5
     """
+
+    trained_by = "SemiSupervised"
 
     def __init__(self, fitted: VAE, m2: M2, *, kept: Sequence[int] | None = None) -> None:
         super().__init__()

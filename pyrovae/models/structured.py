@@ -196,6 +196,8 @@ class StructuredHMM(_Switching):
     dynamics of z but those of s.
     """
 
+    trained_by = "StatesSummed"
+
     def __init__(
         self,
         event_shape: int | Sequence[int],

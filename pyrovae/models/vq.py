@@ -69,6 +69,8 @@ class VQVAE(Pair):
     torch.Size([3, 4, 4])
     """
 
+    trained_by = "Commitment"
+
     def __init__(
         self,
         event_shape: int | Sequence[int],
@@ -230,6 +232,8 @@ class VQVAE2(Pair):
     >>> [grid.v.shape for grid in vq.codes_of(torch.zeros(3, 1, 28, 28))]
     [torch.Size([3, 14, 14]), torch.Size([3, 7, 7])]
     """
+
+    trained_by = "Commitment"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ def state_posterior(pair: Any, *batch: Any, site: str = "x") -> MarkovChain:
 
     Args:
         pair: see `pyrovae.as_pair`.
-        batch: what model and guide are called with.
+        batch: what model and guide are called with, or one tuple of it.
         site: name of the observed sequences.
 
     Returns:
@@ -70,6 +70,7 @@ def viterbi(pair: Any, *batch: Any, site: str = "x") -> Tensor:
 def hidden_markov(pair: Any, *batch: Any, site: str = "x") -> tuple[HiddenMarkov, Tensor]:
     """The distribution of a pair's sequences, and the sequences; arguments as for `state_posterior`."""
     pair = as_pair(pair)
+    batch = tuple(batch[0]) if len(batch) == 1 and isinstance(batch[0], tuple | list) else batch
     with isolated_random_state():
         guide = poutine.trace(pair.guide).get_trace(*batch)
         trace = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(*batch)

@@ -77,7 +77,8 @@ def fit(
         pair: see `pyrovae.as_pair`.
         data: `pyrovae.data.Data` (its validation split is used), or a tensor, tuple or dict of tensors, Split or torch
             Dataset; see `pyrovae.data.match`.
-        objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: `ELBO()`. A critic that it owns
+        objective: what to maximise; one of the library's or of `pyro.infer`'s. Default: the one that a pair of
+            the library names as its `trained_by`, else `ELBO()`. A critic that it owns
             is trained too, by turns with the pair and in place, see `pyrovae.RatioObjective`.
         max_epochs: passes over the data.
         batch_size: rows per step, of all processes together, by default 128 or all; the last batch of an epoch may be

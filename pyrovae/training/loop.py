@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,11 @@ class Run:
         rank: the number of this process among those that train together.
     """
 
-    pair: Any
+    pair: Any = field(repr=False)
     objective: Any
     history: History
     config: dict[str, Any]
-    known: Structure
+    known: Structure = field(repr=False)
     seed: int
     out: Path | None = None
     step: int = 0

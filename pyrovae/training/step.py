@@ -12,8 +12,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyrovae import objectives
 from pyrovae.models.base import Structure, as_pair
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.objectives import Objective
 from pyrovae.objectives.particles import without_autocast
 
 __all__ = ["OBJECTIVE", "Step"]
@@ -30,7 +31,7 @@ class Step(nn.Module):
 
     Args:
         pair: see `pyrovae.as_pair`.
-        objective: one of the library's or of `pyro.infer`'s. Default: `ELBO()`.
+        objective: one of the library's or of `pyro.infer`'s. Default: the pair's `trained_by`, else `ELBO()`.
         known: the pair's structure.
 
     Raises:
@@ -46,7 +47,7 @@ class Step(nn.Module):
     def __init__(self, pair: Any, objective: pyro.infer.ELBO | None, known: Structure):
         super().__init__()
         self.pair = as_pair(pair)
-        objective = ELBO() if objective is None else objective
+        objective = getattr(objectives, getattr(pair, "trained_by", "ELBO"))() if objective is None else objective
         if not isinstance(objective, pyro.infer.ELBO):
             raise TypeError(
                 f"objective is {objective!r}, not an objective; pass an instance, pyrovae.ELBO() or "
