@@ -98,9 +98,10 @@ def test_each_pair_of_parts_occurs():
 
 def test_the_array_holds_every_part_of_the_library():
     held = {type(module) for cell in ARRAY for module in made(cell)[0].modules()}
-    without = {Conditional, conditionals.Flow, conditionals.Implicit}  # bases, and what has no density
-    of_reals = {priors.Flow, priors.FactorisedBernoulli}  # bases, and what the array's posteriors can't follow
-    for library, bases in ((priors, of_reals), (conditionals, without)):
+    without = {Conditional, conditionals.Flow, conditionals.Implicit, conditionals.Point}  # bases, or without a density
+    without |= {conditionals.OneHotCategorical, conditionals.GumbelSoftmax}  # of codes
+    not_of_reals = {priors.FactorisedBernoulli, priors.UniformCodes, priors.PixelCNN}
+    for library, bases in ((priors, {priors.Flow} | not_of_reals), (conditionals, without)):
         assert {getattr(library, name) for name in library.__all__} - held <= bases
 
 

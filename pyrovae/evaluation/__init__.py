@@ -14,7 +14,6 @@ from pyrovae.evaluation.clustering import (
 from pyrovae.evaluation.codes import code_perplexity, perplexity_of
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.expectations import Expectation, expectation
-from pyrovae.evaluation.features import Features
 from pyrovae.evaluation.gaps import Gaps, gaps
 from pyrovae.evaluation.implicit_prior import (
     ImplicitLikelihood,
@@ -37,7 +36,6 @@ __all__ = [
     "ElboParts",
     "Estimate",
     "Expectation",
-    "Features",
     "Gaps",
     "ImplicitLikelihood",
     "Imputation",

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pyro import poutine
-from scipy.optimize import linear_sum_assignment
-from sklearn import metrics
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
@@ -161,6 +158,9 @@ def cluster_accuracy(labels: Labels, assigned: Labels) -> float:
     >>> cluster_accuracy([0, 0, 1, 1, 2], ["b", "b", "a", "a", "a"])
     0.8
     """
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics.cluster import contingency_matrix  # it takes half a second, and few use it
+
     counts = contingency_matrix(*_pair_of("labels", labels, assigned))
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
 
@@ -179,7 +179,9 @@ def nmi(labels: Labels, assigned: Labels) -> float:
     >>> nmi([0, 0, 1, 1], [5, 5, 3, 3]), nmi([0, 0, 1, 1], [0, 1, 0, 1])
     (1.0, 0.0)
     """
-    return float(metrics.normalized_mutual_info_score(*_pair_of("labels", labels, assigned)))
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(*_pair_of("labels", labels, assigned)))
 
 
 def ari(labels: Labels, assigned: Labels) -> float:
@@ -196,7 +198,9 @@ def ari(labels: Labels, assigned: Labels) -> float:
     >>> ari([0, 0, 1, 1], [5, 5, 3, 3])
     1.0
     """
-    return float(metrics.adjusted_rand_score(*_pair_of("labels", labels, assigned)))
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(*_pair_of("labels", labels, assigned)))
 
 
 def _pair_of(name: str, labels: Labels, assigned: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from typing import Any, Self
 import pyro
 import pyro.distributions as dist
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -81,6 +80,8 @@ class Mixture(Pair):
             raise ValueError(f"x has shape {tuple(x.shape)}, wanted one dim before its event; pass rows of data")
         self.check_size(len(x))
         if responsibilities is None:
+            from sklearn.cluster import KMeans  # it takes half a second, and few use it
+
             means = KMeans(self.num_components, n_init=1, random_state=seed).fit(self.points(x).cpu().numpy())
             labels = torch.as_tensor(means.labels_, device=x.device).long()
             responsibilities = one_hot(labels, self.num_components).to(self.component_weights)

@@ -48,7 +48,7 @@ def parts(slot: str) -> dict[str, Callable[..., Any]]:
     """The library's parts that fill a slot, by name.
 
     >>> list(parts("decoder"))
-    ['ConvDecoder']
+    ['ConvDecoder', 'GridDecoder']
     """
     library, made_with = _SLOTS[slot]
     public = {name: getattr(library, name) for name in library.__all__}

@@ -6,13 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from sklearn import mixture
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
@@ -20,6 +18,9 @@ from pyrovae.models.base import evaluation_mode, isolated_random_state
 from pyrovae.models.vae import VAE
 from pyrovae.nets import MLP, as_shape
 from pyrovae.priors import GaussianMixture
+
+if TYPE_CHECKING:
+    from sklearn import mixture
 
 __all__ = ["MeanFieldVaDE", "VaDE"]
 
@@ -137,6 +138,9 @@ class VaDE(VAE):
         variance = codes.var(0, correction=0)
         if not torch.isfinite(codes).all() or not (variance > 0).any():
             raise ValueError("the codes of x are not finite, or all alike; pretrain the networks before initialise_")
+        from sklearn import mixture  # it takes half a second, and few use it
+        from sklearn.exceptions import ConvergenceWarning
+
         fitted = mixture.GaussianMixture(
             components,
             covariance_type="diag",
