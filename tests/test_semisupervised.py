@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian
+from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch.distributions import kl_divergence
 
@@ -15,6 +16,7 @@ import pyrovae as pv
 from pyrovae.conditionals import DiagonalNormal
 from pyrovae.data import Split
 from pyrovae.models import M2, VAE, FactoredM2, StackedM2
+from pyrovae.models.base import Functions
 from pyrovae.objectives import ELBO, SemiSupervised, ledger
 from pyrovae.training.step import Step
 
@@ -96,6 +98,16 @@ def test_value_and_gradient_are_those_of_the_sums_written_out(form, labels, alph
         assert torch.allclose(gradient, wanted[name], rtol=0, atol=1e-11), name
     if (alpha, beta) == (0.0, 1.0):
         assert torch.equal(value, ELBO().per_datum(drawn))
+
+
+def test_a_scale_of_the_pair_is_one_of_the_whole_loss():
+    pair, x, y = made(M2)
+    ten = Functions(poutine.scale(pair.model, 10.0), poutine.scale(pair.guide, 10.0))
+    values = []
+    for each in (pair, ten):
+        torch.manual_seed(4)
+        values.append(SemiSupervised(alpha=3.0, beta=0.5).per_datum(ledger(each, x, y)))
+    assert torch.allclose(values[1], 10 * values[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
