@@ -271,6 +271,19 @@ def test_latents_as_data_are_draws_whose_moments_are_the_guides():
     assert run.step == 1
 
 
+@pytest.mark.parametrize("transform", [None, lambda tensors: {**tensors, "x": 1 - tensors["x"]}])
+def test_latents_of_partly_labelled_rows_come_with_their_share_of_labels(transform):
+    x, digit = torch.rand(60, 5).round(), torch.arange(60) % CLASSES
+    data = pv.data.Data(Split({"x": x, "digit": digit}, transform=transform), test=Split({"x": x, "digit": digit}))
+    few = pv.data.hide_labels(data, 6, times=2, label="digit")
+    codes, _ = pv.latent_data(VAE(5, 4, hidden=(6,)), few)
+    assert torch.equal(codes.train["digit"], few.train["digit"])
+    assert len(codes.train) == 66
+    counts = [int((batch[1] >= 0).sum()) for batch in codes.train.batches(11, seed=0, epoch=0)]
+    assert counts == [2] * 6
+    assert type(codes.test) is Split
+
+
 def test_latents_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="q of 'z' is MultivariateNormal, not a diagonal Normal"):
         pv.latent_data(LinearGaussian(), pv.data.Data(Split({"x": torch.zeros(4, 5)})))

@@ -244,6 +244,16 @@ def test_a_context_gives_each_row_its_own_prior():
     assert prior(contexts).expand((5, 3)).sample().shape == (5, 3, 2, 2)
 
 
+def test_every_code_sees_the_whole_context():
+    prior, context = perturbed((8, 8), 5, context_shape=(2, 4, 4), num_blocks=3).double(), double(2, 4, 4)
+    k = torch.zeros(8, 8, dtype=torch.long)
+    base = prior(context).logits_of(k)
+    for row, column in itertools.product(range(4), repeat=2):
+        other = context.clone()
+        other[:, row, column] += 1
+        assert ((prior(other).logits_of(k) - base).abs().sum(-1) > 1e-9).all()
+
+
 def test_a_prior_fitted_to_codes_raises_the_bound_and_draws_them():
     """Codes of data in four kinds: the fitted p(k) is near their frequencies, and the pair's samples follow."""
     x = torch.eye(5)[[0, 0, 1, 2]].repeat(50, 1)
