@@ -126,7 +126,9 @@ def test_the_relaxed_objective_is_the_papers():
 def test_sampled_bounds_tell_the_guide_of_its_prior():
     """A decoder that ignores y: what is left is -KL(q || p), and of IWAE(5) the sum over all 3^5 draws."""
     x, gradients = bits(1, 5), {}
-    vae = CategoricalVAE(5, num_latents=1, num_classes=3, hidden=(6,), posterior=partial(GumbelSoftmax, temperature=0.3))
+    vae = CategoricalVAE(
+        5, num_latents=1, num_classes=3, hidden=(6,), posterior=partial(GumbelSoftmax, temperature=0.3)
+    )
     vae = vae.double().train()
     bias = vae.posteriors[0].head.layer.bias
     with torch.no_grad():
@@ -164,7 +166,7 @@ def test_linear_masses_are_those_of_the_categorical():
         assert torch.allclose(d.log_prob(y), pyro.distributions.OneHotCategorical(logits=logits).log_prob(y))
         assert d.expand((4, 2)).log_prob(y).shape == (4, 2)
         assert d.enumerate_support().shape[0] == 3
-    with pytest.raises(ValueError, match="one_hot|OneHot"):
+    with pytest.raises(ValueError, match="within the support"):
         LinearOneHot(logits=LOGITS).log_prob(torch.ones(3).double())
 
 
