@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyrovae as pv
 from pyrovae.conditionals import GumbelSoftmax
-from pyrovae.distributions import GumbelOneHot
+from pyrovae.distributions import GumbelOneHot, LinearOneHot
 from pyrovae.models import CategoricalVAE
 from pyrovae.models.base import structure
 from pyrovae.training.step import Step
@@ -121,6 +121,53 @@ def test_the_relaxed_objective_is_the_papers():
     p = vae.prior_logits.log_softmax(-1)
     kl = sum((log_q.exp() * (log_q - log_p)).sum(-1) for log_q, log_p in zip(q, p, strict=True))
     assert torch.allclose(drawn.elbo()[0], log_x - kl, rtol=1e-12)
+
+
+def test_sampled_bounds_tell_the_guide_of_its_prior():
+    """A decoder that ignores y: what is left is -KL(q || p), and of IWAE(5) the sum over all 3^5 draws."""
+    x, gradients = bits(1, 5), {}
+    vae = CategoricalVAE(
+        5, num_latents=1, num_classes=3, hidden=(6,), posterior=partial(GumbelSoftmax, temperature=0.3)
+    )
+    vae = vae.double().train()
+    bias = vae.posteriors[0].head.layer.bias
+    with torch.no_grad():
+        vae.prior_logits.copy_(torch.tensor([[1.0, 0.0, -1.0]]))
+        bias.copy_(torch.tensor([-0.5, 0.2, 0.6]))
+        vae.likelihood.head.layer.weight.zero_()
+    log_p, log_q = vae.prior_logits.log_softmax(-1)[0], vae.posteriors[0](vae.encoder(x)).logits[0]
+    draws = torch.cartesian_prod(*[torch.arange(3)] * 5)
+    bounds = (log_p - log_q)[draws].logsumexp(1) - math.log(5)
+    wanted = {
+        "elbo": (log_q.exp() * (log_p - log_q)).sum(),
+        "iwae": (log_q[draws].sum(1).exp() * bounds).sum(),
+    }
+    wanted = {name: torch.autograd.grad(value, bias, retain_graph=True)[0] for name, value in wanted.items()}
+    many = x.expand(40_000, 5)
+    objectives = {"elbo": pv.ELBO(), "plain": pv.ELBO(closed_form=False), "one": pv.IWAE(1), "iwae": pv.IWAE(5)}
+    for name, objective in objectives.items():
+        vae.zero_grad()
+        Step(vae, objective, structure(vae, many)).backward(many)
+        gradients[name] = -bias.grad
+    print(gradients, wanted)
+    assert torch.allclose(gradients["elbo"], wanted["elbo"])
+    # What the relaxation's bias leaves at this temperature.
+    assert torch.allclose(gradients["plain"], wanted["elbo"], atol=0.06)
+    assert torch.allclose(gradients["one"], wanted["elbo"], atol=0.06)
+    assert torch.allclose(gradients["iwae"], wanted["iwae"], atol=0.06)
+    assert wanted["elbo"].abs().min() > 0.15
+    assert wanted["iwae"][[0, 2]].abs().min() > 0.15
+
+
+def test_linear_masses_are_those_of_the_categorical():
+    """Impossible categories too, whose zeros cost nothing."""
+    for logits in (LOGITS.expand(2, 3), torch.tensor([[0.0, -torch.inf, 1.0]])):
+        d, y = LinearOneHot(logits=logits), torch.eye(3).to(logits)[[0, 2]]
+        assert torch.allclose(d.log_prob(y), pyro.distributions.OneHotCategorical(logits=logits).log_prob(y))
+        assert d.expand((4, 2)).log_prob(y).shape == (4, 2)
+        assert d.enumerate_support().shape[0] == 3
+    with pytest.raises(ValueError, match="within the support"):
+        LinearOneHot(logits=LOGITS).log_prob(torch.ones(3).double())
 
 
 def test_evaluation_is_of_the_hard_model():

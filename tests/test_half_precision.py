@@ -7,7 +7,9 @@ import torch
 from exact import Mixture
 from torch import nn
 
+from pyrovae.distributions import MarkovChain
 from pyrovae.models.base import Pair, structure
+from pyrovae.models.conjugate import DirichletClasses, NormalGamma, NormalWishart
 from pyrovae.objectives import ELBO, IWAE, ledger
 from pyrovae.training.step import Step
 
@@ -115,3 +117,38 @@ def test_whether_particles_vectorise_is_found_out_in_full_precision():
         ledger(pair, X, num_particles=2, known=known)
     assert known.vectorises
     assert pair.dtypes == [*[torch.float32] * 3, torch.bfloat16]  # together, each alone; then the draw itself
+
+
+def chain(duration=12, states=5):
+    noise = torch.Generator().manual_seed(0)
+    initial, moves = torch.randn(states, generator=noise), torch.randn(1, states, states, generator=noise)
+    return MarkovChain(initial, moves, duration=duration), torch.randn(3, duration, states, generator=noise)
+
+
+def moved(part):
+    """Away from its prior."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=noise))
+    return part
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: chain()[0].marginals,
+        lambda: chain()[0].log_normalizer(chain()[1], parallel=True),
+        lambda: chain()[0].log_normalizer(chain()[1], parallel=False),
+        lambda: moved(NormalWishart(3, 6)).expected_log_prob(X),
+        lambda: moved(NormalWishart(3, 6)).kl(),
+        lambda: moved(NormalGamma(3, 6)).expected_log_prob(X),
+        lambda: moved(DirichletClasses(3, 6)).expected_log_prob(X),
+    ],
+    ids=["marginals", "scan", "recursion", "wishart", "wishart-kl", "gamma", "classes"],
+)
+def test_sums_of_the_librarys_own_densities_are_in_float32(compute):
+    plain = compute()
+    with half():
+        cast = compute()
+    torch.testing.assert_close(cast, plain, rtol=1e-6, atol=1e-6)

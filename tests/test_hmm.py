@@ -332,6 +332,28 @@ def test_closed_m_steps_maximise(emission):
         assert gradient.abs().max() < 1e-9
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("emission", EMISSIONS)
+def test_a_state_that_is_never_visited_stays_as_it_is(emission):
+    """And the others move as if it were not there; a state that is visited at the end alone keeps its moves."""
+    hmm, (x, lengths) = made(emission, spread=0.5)
+    hmm.likelihood.head.layer.bias.normal_()
+    q = ForwardBackward().begin(hmm, (x, lengths), None, None)(x, lengths, whole=True).responsibilities
+    q = {name: value.clone() for name, value in q.items()}
+    q["s"][..., 2], q["s_pairs"][..., 2, :], q["s_pairs"][..., 2] = 0.0, 0.0, 0.0
+    q["s_pairs"][..., 1, :] = 0.0
+    before = hmm.transition_logits.softmax(-1), hmm.likelihood(torch.eye(3))
+    hmm.maximize(q, x, lengths)
+    after = hmm.transition_logits.softmax(-1), hmm.likelihood(torch.eye(3))
+    torch.testing.assert_close(after[0][1:], before[0][1:])
+    of_old, of_new = (each.log_prob(x[:, :, None]) for each in (before[1], after[1]))  # (B, T, S)
+    torch.testing.assert_close(of_new[..., 2], of_old[..., 2])
+    assert (of_new - of_old).abs().amax((0, 1))[:2].min() > 1e-3
+    want = (q["s"][..., 1, None] * x).sum((0, 1)) / q["s"][..., 1].sum()
+    if emission != "Categorical":
+        torch.testing.assert_close(after[1].base_dist.mean[1], want)
+
+
 def sequences(emission, rows=40, duration=6):
     """Draws of two states that differ much, so that EM ends soon."""
     truth = HMM((duration, 3), 2, likelihood=EMISSIONS[emission][0])

@@ -177,13 +177,23 @@ def test_the_floor_bounds_the_density():
             GaussianMixture(2, 3, covariance=partial(covariance, **EXACT)).initialise_(x, start)
 
 
-def test_a_component_without_data_keeps_its_place():
+@pytest.mark.parametrize("covariance", [DiagonalCovariance, FullCovariance])
+@pytest.mark.parametrize("min_scale", [1e-3, 0.0])
+def test_a_component_without_data_keeps_its_place(covariance, min_scale):
+    """And its covariance, whose floor it would fall to; its weight is 0, the maximum."""
     x = blobs(30)
     start = torch.eye(3)[:2].repeat_interleave(15, 0)
-    pair = GaussianMixture(2, 3)
-    before = pair.component_means[2].detach().clone()
+    pair = GaussianMixture(2, 3, covariance=partial(covariance, min_scale=min_scale))
+    pair.covariance.set_(
+        torch.tensor([4.0, 0.5]).expand(3, 2).diag_embed()
+        if covariance is FullCovariance
+        else torch.tensor([4.0, 0.5]).expand(3, 2)
+    )
+    before = pair.component_means[2].detach().clone(), pair.component_covariances[2].detach().clone()
     pair.initialise_(x, start)
-    assert torch.equal(pair.component_means[2], before)
+    assert torch.equal(pair.component_means[2], before[0])
+    torch.testing.assert_close(pair.component_covariances[2], before[1], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(pair.component_means[:2], x.reshape(2, 15, 2).mean(1))
     assert torch.isfinite(pv.log_marginal(pair, x)).all()
     assert pair.component_weights[2] < 1e-300
 

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian
+from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from torch.distributions import kl_divergence
 
@@ -15,6 +16,7 @@ import pyrovae as pv
 from pyrovae.conditionals import DiagonalNormal
 from pyrovae.data import Split
 from pyrovae.models import M2, VAE, FactoredM2, StackedM2
+from pyrovae.models.base import Functions
 from pyrovae.objectives import ELBO, SemiSupervised, ledger
 from pyrovae.training.step import Step
 
@@ -96,6 +98,16 @@ def test_value_and_gradient_are_those_of_the_sums_written_out(form, labels, alph
         assert torch.allclose(gradient, wanted[name], rtol=0, atol=1e-11), name
     if (alpha, beta) == (0.0, 1.0):
         assert torch.equal(value, ELBO().per_datum(drawn))
+
+
+def test_a_scale_of_the_pair_is_one_of_the_whole_loss():
+    pair, x, y = made(M2)
+    ten = Functions(poutine.scale(pair.model, 10.0), poutine.scale(pair.guide, 10.0))
+    values = []
+    for each in (pair, ten):
+        torch.manual_seed(4)
+        values.append(SemiSupervised(alpha=3.0, beta=0.5).per_datum(ledger(each, x, y)))
+    assert torch.allclose(values[1], 10 * values[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -257,6 +269,19 @@ def test_latents_as_data_are_draws_whose_moments_are_the_guides():
     few = pv.data.hide_labels(codes, 6)
     run = pv.fit(M2(3, 2, num_classes=3, hidden=(5,), likelihood=DiagonalNormal), few, max_epochs=1, progress=False)
     assert run.step == 1
+
+
+@pytest.mark.parametrize("transform", [None, lambda tensors: {**tensors, "x": 1 - tensors["x"]}])
+def test_latents_of_partly_labelled_rows_come_with_their_share_of_labels(transform):
+    x, digit = torch.rand(60, 5).round(), torch.arange(60) % CLASSES
+    data = pv.data.Data(Split({"x": x, "digit": digit}, transform=transform), test=Split({"x": x, "digit": digit}))
+    few = pv.data.hide_labels(data, 6, times=2, label="digit")
+    codes, _ = pv.latent_data(VAE(5, 4, hidden=(6,)), few)
+    assert torch.equal(codes.train["digit"], few.train["digit"])
+    assert len(codes.train) == 66
+    counts = [int((batch[1] >= 0).sum()) for batch in codes.train.batches(11, seed=0, epoch=0)]
+    assert counts == [2] * 6
+    assert type(codes.test) is Split
 
 
 def test_latents_of_another_kind_are_refused():

@@ -105,6 +105,19 @@ def test_codes_that_nobody_uses_restart_in_the_batch(cls):
     assert (never.vectors.abs().max(-1).values > 99).sum() == 2
 
 
+@pytest.mark.parametrize(("decay", "calls"), [(0.0, 3), (0.5, 3000), (0.9, 3000)])
+def test_codes_that_nobody_uses_stay_where_they_are(decay, calls):
+    """Their shares would decay to 0, and 0 / 0 be the code that argmin gives to all; a late vector still moves them."""
+    book, h = EMACodebook(3, 1, decay=decay, revive_below=0.0), torch.tensor([[1.0], [2.0]])
+    book.sums.copy_(torch.tensor([[0.0], [50.3], [-70.7]]) / 3)
+    for _ in range(calls):
+        k = book(h)
+    assert k.tolist() == [0, 0]
+    assert book.vectors.flatten().tolist() == pytest.approx([1.5, 50.3, -70.7], rel=1e-5)
+    book(torch.tensor([[1.5], [60.0]]))
+    assert book.vectors.flatten().tolist() == pytest.approx([1.5, 60.0, -70.7], rel=1e-5)
+
+
 @pytest.mark.parametrize("cls", BOOKS)
 def test_a_new_codebook_starts_at_the_first_batch(cls):
     book, h = cls(4, 2, decay=0.0 if cls is Codebook else 0.99).double(), 100 + double(20, 2)
@@ -229,6 +242,16 @@ def test_a_context_gives_each_row_its_own_prior():
     assert (log_p[:, 0] - log_p[:, 1]).abs().max() > 0.1
     assert prior(contexts).sample((5,)).shape == (5, 3, 2, 2)
     assert prior(contexts).expand((5, 3)).sample().shape == (5, 3, 2, 2)
+
+
+def test_every_code_sees_the_whole_context():
+    prior, context = perturbed((8, 8), 5, context_shape=(2, 4, 4), num_blocks=3).double(), double(2, 4, 4)
+    k = torch.zeros(8, 8, dtype=torch.long)
+    base = prior(context).logits_of(k)
+    for row, column in itertools.product(range(4), repeat=2):
+        other = context.clone()
+        other[:, row, column] += 1
+        assert ((prior(other).logits_of(k) - base).abs().sum(-1) > 1e-9).all()
 
 
 def test_a_prior_fitted_to_codes_raises_the_bound_and_draws_them():

@@ -8,7 +8,7 @@ from pyrovae.distributions.codes import AutoregressiveCategorical, NearestCode
 from pyrovae.distributions.delta import TolerantDelta
 from pyrovae.distributions.flat import Flat, is_improper
 from pyrovae.distributions.grey import ContinuousBernoulli, CrossEntropy, DiscretizedLogistic
-from pyrovae.distributions.gumbel import GumbelOneHot
+from pyrovae.distributions.gumbel import GumbelOneHot, LinearOneHot
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
@@ -26,6 +26,7 @@ __all__ = [
     "GumbelOneHot",
     "HiddenMarkov",
     "Implicit",
+    "LinearOneHot",
     "MarkovChain",
     "NearestCode",
     "TolerantDelta",

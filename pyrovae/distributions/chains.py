@@ -117,8 +117,9 @@ class MarkovChain(TorchDistribution):
     def marginals(self) -> Tensor:
         """p(s_t), (..., T, S); zeros after the end."""
         now = [self.initial_logits.exp()]
-        for logits in self._steps().unbind(-3):
-            now.append((now[-1][..., None, :] @ logits.exp())[..., 0, :])
+        with torch.autocast(self.initial_logits.device.type, enabled=False):
+            for logits in self._steps().unbind(-3):
+                now.append((now[-1][..., None, :] @ logits.exp())[..., 0, :])
         every = torch.stack(torch.broadcast_tensors(*now), -2)
         return torch.where(self.valid[..., None], every, 0.0).expand(*self.batch_shape, -1, -1)
 
@@ -168,7 +169,8 @@ class MarkovChain(TorchDistribution):
             moves = torch.cat([first, self._steps().expand(*lead, -1, -1, -1)], -3)
             factors = dist.Unit(self._masked(potentials), validate_args=False)
             hmm = dist.DiscreteHMM(torch.zeros_like(first[..., 0, 0, :]), moves, factors, validate_args=False)
-            return hmm.log_prob(potentials.new_empty(*potentials.shape[:-1], 0))
+            with torch.autocast(potentials.device.type, enabled=False):  # Pyro sums in matrix products
+                return hmm.log_prob(potentials.new_empty(*potentials.shape[:-1], 0))
         return self._backward(potentials)[0]
 
     def tilted(self, potentials: Tensor) -> tuple[MarkovChain, Tensor]:

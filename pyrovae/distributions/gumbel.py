@@ -1,4 +1,4 @@
-"""One-hot categories whose samples have a gradient."""
+"""One-hot categories whose masses are linear, so that samples with a gradient have one in log p and log q, too."""
 
 from __future__ import annotations
 
@@ -9,10 +9,40 @@ import torch
 from pyro.distributions import OneHotCategorical, RelaxedOneHotCategorical, constraints
 from torch import Tensor
 
-__all__ = ["GumbelOneHot"]
+__all__ = ["GumbelOneHot", "LinearOneHot"]
 
 
-class GumbelOneHot(OneHotCategorical):
+class LinearOneHot(OneHotCategorical):
+    r"""A one-hot categorical whose log-mass is a linear function of y, and so has a derivative by it.
+
+        log p(y) = sum_c y_c log p_c
+
+    At one-hot y it is that of Pyro's `OneHotCategorical`, which takes the argmax of y instead: with a prior of that
+    kind the straight-through gradient of log p(y) - log q(y) is lost, and with it all that a sampled KL or an
+    importance-weighted bound would tell the guide of its prior.
+
+    Args:
+        probs, logits: as for Pyro's.
+
+    Returns:
+        From `log_prob(y)`: nats, (..., *batch).
+
+    >>> y = torch.tensor([0.0, 1.0], requires_grad=True)
+    >>> LinearOneHot(torch.tensor([0.25, 0.75])).log_prob(y).backward()
+    >>> y.grad.exp()
+    tensor([0.2500, 0.7500])
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-mass, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        logits = self.logits
+        # 0 times minus infinity is no number: an impossible category has the lowest finite one.
+        return (value * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
+
+
+class GumbelOneHot(LinearOneHot):
     r"""A one-hot categorical, sampled by the Gumbel maximum, with the gradient of its relaxation.
 
         s = softmax((l + g) / temperature),    g_c ~ Gumbel(0, 1);    y = onehot(argmax s), with the gradient of s
@@ -20,8 +50,12 @@ class GumbelOneHot(OneHotCategorical):
     y is a draw of the categorical, whatever the temperature, and log_prob its log-mass: a bound with these samples is
     one of the categorical model, and the gradient alone is biased, less at low temperature and with more noise.
     Pyro's own `RelaxedOneHotCategoricalStraightThrough` has the relaxation's density in log_prob, and a density less a
-    prior's log-mass is the bound of nothing. With hard=False the samples are s: log_prob is then that of the category
-    with the largest share, and what follows from them no bound on log p(x).
+    prior's log-mass is the bound of nothing. With hard=False the samples are s: log_prob is then sum_c s_c log q_c, and
+    what follows from them no bound on log p(x).
+
+    Bounds without a KL in closed form, `ELBO(closed_form=False)` and `IWAE(K)`, want a prior that is linear in y, too:
+    `LinearOneHot`. Pyro's `OneHotCategorical` gives log p(y) no gradient, and the guide would learn its own entropy
+    alone.
 
     Args:
         temperature: positive; near 0 s is one-hot itself.

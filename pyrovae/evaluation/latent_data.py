@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.data import Data, Split
+from pyrovae.data import Data, PartlyLabelled, Split
 from pyrovae.evaluation.running import evaluating
 from pyrovae.evaluation.sites import latent_site
 
@@ -42,7 +43,8 @@ def latent_data(
         seed: of the transforms of the splits, applied once.
 
     Returns:
-        Data with x (N, number kept) and the other tensors as they were; and which dimensions these are.
+        Data with x (N, number kept) and the other tensors as they were, partly labelled splits (`PartlyLabelled`) again
+        such; and which dimensions these are.
 
     Raises:
         TypeError: for data that are no Data of rows in memory.
@@ -68,7 +70,9 @@ def latent_data(
         loc, scale = (values[:, kept] for values in normals[part])
         others = {name: tensor for name, tensor in split.fixed(seed).tensors.items() if name != "x"}
         noise = {_SCALE: scale.clone()} if part == "train" else {}
-        splits[part] = Split({"x": loc.clone(), **others, **noise}, transform=_drawn if part == "train" else None)
+        # Its labelled rows recur already: they are held as often as they come.
+        kind = partial(PartlyLabelled, label=split.label) if isinstance(split, PartlyLabelled) else Split
+        splits[part] = kind({"x": loc.clone(), **others, **noise}, transform=_drawn if part == "train" else None)
     return dataclasses.replace(data, **splits, levels=None, vocabulary=None), kept
 
 

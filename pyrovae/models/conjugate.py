@@ -277,14 +277,14 @@ class NormalWishart(_Normals):
         log_det = (((q.df[:, None] - steps) / 2).digamma() + math.log(2)).sum(1)
         log_det = log_det + 2 * q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = log_det - dim * (math.log(2 * math.pi) + 1 / q.strength)
-        distance = ((x - q.loc[:, None]) @ q.scale_tril).pow(2).sum(-1)  # (C, N)
+        distance = _in_full(x - q.loc[:, None], q.scale_tril).pow(2).sum(-1)  # (C, N)
         return ((constant[:, None] - q.df[:, None] * distance) / 2).T
 
     def kl(self) -> Tensor:  # noqa: D102
         p, q = self.prior, self.posterior
         of_precision = kl_divergence(Wishart(q.df, q.scale_tril), Wishart(p.df, p.scale_tril)).sum()
         ratio = p.strength / q.strength
-        shift = ((q.loc - p.loc)[:, None] @ q.scale_tril).pow(2).sum((1, 2))
+        shift = _in_full((q.loc - p.loc)[:, None], q.scale_tril).pow(2).sum((1, 2))
         of_mean = self.event_shape[0] * (ratio - 1 - ratio.log()) + p.strength * q.df * shift
         return of_precision + of_mean.sum() / 2
 
@@ -350,7 +350,7 @@ class DirichletClasses(Conjugate):
     def expected_log_prob(self, x: Tensor) -> Tensor:  # noqa: D102
         concentration = self.posterior.concentration
         expected = concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
-        return as_one_hot(x, self.num_classes).to(expected).flatten(1) @ expected.flatten(1).T
+        return _in_full(as_one_hot(x, self.num_classes).to(expected).flatten(1), expected.flatten(1).T)
 
     def kl(self) -> Tensor:  # noqa: D102
         q, p = (dist.Dirichlet(numbers.concentration) for numbers in (self.posterior, self.prior))
@@ -374,3 +374,9 @@ class DirichletClasses(Conjugate):
 def taken(values: Tensor, c: Tensor, event_dims: int) -> Tensor:
     """What components c have of values (..., C, *event), leading dims of both broadcast."""
     return Vindex(values)[(..., c, *[slice(None)] * event_dims)]
+
+
+def _in_full(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, under autocast too: what is summed here is log p."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b

@@ -46,6 +46,8 @@ class Covariance(nn.Module, ABC):
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """The covariances that maximise the expected log-likelihood, in the shape that `set_` takes.
 
+        A component without responsibilities, where any is as good, has the one it had.
+
         Args:
             responsibilities: q(c_n = k), (N, C).
             x: data (N, *event_shape).
@@ -98,7 +100,8 @@ class DiagonalCovariance(Covariance):
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Variances (C, *event_shape)."""
         shares = _shares(responsibilities)
-        return torch.stack([torch.tensordot(shares[:, k], (x - loc[k]) ** 2, 1) for k in range(len(loc))])
+        found = torch.stack([torch.tensordot(shares[:, k], (x - loc[k]) ** 2, 1) for k in range(len(loc))])
+        return torch.where(with_data(responsibilities, found), found, self._variance())
 
     @torch.no_grad()
     def set_(self, covariance: Tensor) -> None:  # noqa: D102
@@ -140,7 +143,8 @@ class FullCovariance(Covariance):
 
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Covariances (C, D, D)."""
-        return scatter_matrices(_shares(responsibilities), x, loc)
+        found = scatter_matrices(_shares(responsibilities), x, loc)
+        return torch.where(with_data(responsibilities, found), found, self.matrices())
 
     @torch.no_grad()
     def set_(self, covariance: Tensor) -> None:  # noqa: D102
@@ -183,6 +187,12 @@ def scatter_matrices(weights: Tensor, x: Tensor, loc: Tensor) -> Tensor:
     """sum_n w_nk (x_n - m_k) (x_n - m_k)^T: (C, D, D) for weights (N, C), x (N, D) and m (C, D)."""
     residuals = [x - center for center in loc]
     return torch.stack([(w[:, None] * r).T @ r for w, r in zip(weights.unbind(1), residuals, strict=True)])
+
+
+def with_data(responsibilities: Tensor, like: Tensor) -> Tensor:
+    """Whether each component has any of the responsibilities (N, C), to choose by among numbers (C, ...)."""
+    counts = responsibilities.sum(0)
+    return (counts >= torch.finfo(counts.dtype).tiny).reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _shares(responsibilities: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import copy
 from collections.abc import Callable, Sequence
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae.conditionals import Bernoulli, OneHotCategorical
+from pyrovae.distributions import LinearOneHot
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import feature_shape, filled
 from pyrovae.nets import MLP, MultiMLP, as_shape
@@ -29,6 +29,7 @@ class CategoricalVAE(Pair):
 
         CategoricalVAE(..., enumerate=True), ELBO()             exact: all C^N values
         CategoricalVAE(..., posterior=GumbelSoftmax), ELBO()    relaxed samples' gradient; the value is the same bound
+        CategoricalVAE(..., posterior=GumbelSoftmax), IWAE(K)   the same, of log p(y) - log q(y) too: a larger bias
         CategoricalVAE(...), VIMCO(K) or ReweightedWakeSleep(K) scores of samples
 
     `exact()` is a copy that enumerates: its `log_weights` are log p(x) itself, however the pair was trained.
@@ -83,7 +84,7 @@ class CategoricalVAE(Pair):
         """y_n ~ Categorical, x | y, for each row of x."""
         with pyro.plate("data", len(x)):
             # Unchecked: relaxed values of training are no one-hot vectors.
-            priors = [dist.OneHotCategorical(logits=logits, validate_args=False) for logits in self.prior_logits]
+            priors = [LinearOneHot(logits=logits, validate_args=False) for logits in self.prior_logits]
             y = [pyro.sample(f"y{n}", prior) for n, prior in enumerate(priors, 1)]
             pyro.sample("x", self.likelihood(self.decoder(*y)), obs=x)
 

@@ -110,7 +110,8 @@ class HMM(Pair):
     def maximize(self, responsibilities: dict[str, Tensor], x: Tensor, lengths: Tensor | None = None) -> None:
         r"""The M-step of Baum-Welch: the parameters at which E_q log p(x, s) is largest, in closed form.
 
-        Probabilities of 0 are kept at the smallest number above 0 (Bernoulli's at one rounding from 0 and 1).
+        Probabilities of 0 are kept at the smallest number above 0 (Bernoulli's at one rounding from 0 and 1). A state
+        that q never visits keeps its emission, and one that it never leaves its moves: there any are as good.
 
         Args:
             responsibilities: s, q(s_t), (B, T, S), and s_pairs, q(s_t, s_{t+1}), (B, T - 1, S, S).
@@ -123,13 +124,17 @@ class HMM(Pair):
         tiny = torch.finfo(weights.dtype).tiny
         initial = weights[:, 0].mean(0)
         self.initial_logits.copy_(initial.clamp(min=tiny).log())
-        self.transition_logits.copy_((pairs / pairs.sum(-1, keepdim=True).clamp(min=tiny)).clamp(min=tiny).log())
-        counts = weights.sum((0, 1)).clamp(min=tiny)  # (S,)
-        head = _closed_form(self.likelihood, weights.flatten(0, 1) / counts, x.flatten(0, 1).to(weights.dtype))
+        left = pairs.sum(-1, keepdim=True)
+        moves = (pairs / left.clamp(min=tiny)).clamp(min=tiny).log()
+        self.transition_logits.copy_(torch.where(left >= tiny, moves, self.transition_logits))
+        counts = weights.sum((0, 1))  # (S,)
+        share = weights.flatten(0, 1) / counts.clamp(min=tiny)
+        head = _closed_form(self.likelihood, share, x.flatten(0, 1).to(weights.dtype)).reshape(self.num_states, -1)
         layer = cast(Conditional, self.likelihood).head.layer
         assert layer.bias is not None
+        old = layer.weight + layer.bias[:, None]  # a column for each state
+        layer.weight.copy_(torch.where(counts >= tiny, head.T, old))
         layer.bias.zero_()
-        layer.weight.copy_(head.reshape(self.num_states, -1).T)  # a column for each state
 
 
 def _closed_form(likelihood: nn.Module, share: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyrovae.models.base import Pair
-from pyrovae.models.covariances import DiagonalCovariance
+from pyrovae.models.covariances import DiagonalCovariance, with_data
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape, leading_shape
 
@@ -199,8 +199,8 @@ class GaussianMixture(_Summed):
         self.weigh_(shares)
         counts, sums = shares.sum(0), torch.tensordot(shares.T, x, 1)
         with torch.no_grad():
-            at_all = counts.reshape(-1, *[1] * len(self.event_shape)) > 0  # a component without data keeps its place
-            self.loc.copy_(torch.where(at_all, sums / _column(counts, sums), self.loc))
+            # A component without data keeps its place, and its covariance.
+            self.loc.copy_(torch.where(with_data(shares, sums), sums / _column(counts, sums), self.loc))
             covariance: Any = self.covariance
             covariance.set_(covariance.scatter(shares, x, self.loc))
 

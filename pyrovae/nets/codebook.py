@@ -11,6 +11,8 @@ from pyrovae.nets.layers import as_shape
 
 __all__ = ["Codebook", "EMACodebook"]
 
+FLOOR = 1e-12  # of a running share: far below one vector's, far above the smallest float32
+
 
 class Codebook(nn.Module):
     r"""K vectors e_k that learn by gradient.
@@ -19,7 +21,7 @@ class Codebook(nn.Module):
 
     In training mode each call counts which codes are used, as a running mean of their shares, and codes that were
     hardly used restart at vectors of the batch, drawn at random, before codes are given; so do all at the first call,
-    unless `initialise_` came before. Nothing moves in evaluation mode.
+    unless `initialise_` came before or `revive_below` is 0. Nothing moves in evaluation mode.
 
     Args:
         num_codes: K.
@@ -96,7 +98,7 @@ class Codebook(nn.Module):
         used = self._nearest(h)[:, None] == torch.arange(self.num_codes, device=h.device)  # (N, K)
         self._learn(used.to(h), h)
         # Shares, not counts: several processes average their buffers over rows, which is then that of the whole batch.
-        self.usage.lerp_(used.to(h).mean(0), 1 - self.decay)
+        self.usage.lerp_(used.to(h).mean(0), 1 - self.decay).clamp_(min=FLOOR)
 
     def _restart(self, dead: Tensor, candidates: Tensor) -> None:
         self.offset.copy_(torch.where(dead, candidates - self.weight, self.offset))
@@ -136,7 +138,8 @@ class EMACodebook(Codebook):
         m_k <- decay m_k + (1 - decay) (sum of these vectors) / (number of all vectors)        e_k = m_k / n_k
 
     In training mode each call moves the codes first and then gives them, so that model and guide, both of which read
-    the codebook within one step, read the same.
+    the codebook within one step, read the same. A code that nobody uses stays where it is: n_k falls to 1e-12 and not
+    below, which would leave 0 / 0.
 
     Args:
         num_codes, code_dim, decay, revive_below: as in `Codebook`; n_k is the running share.
@@ -166,7 +169,9 @@ class EMACodebook(Codebook):
 
     def _learn(self, used: Tensor, h: Tensor) -> None:
         with torch.autocast(h.device.type, enabled=False):
-            self.sums.lerp_(used.T @ h / len(h), 1 - self.decay)
+            moved = self.sums.lerp(used.T @ h / len(h), 1 - self.decay)
+        gone = self.usage.lerp(used.mean(0), 1 - self.decay) < FLOOR
+        self.sums.copy_(torch.where(gone[:, None], FLOOR * self.vectors, moved))
 
 
 def _fraction(name: str, value: float) -> float:

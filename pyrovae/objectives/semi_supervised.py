@@ -24,6 +24,7 @@ class SemiSupervised(Objective):
     of the unknown labels, `site_unobserved`, under `poutine.mask(mask=~known)`: `M2`, `FactoredM2`, `StackedM2`. The
     ELBO knows nothing of q(y | x) where y is observed; alpha adds it here, so that evaluation, which sees the pair
     alone, is of the bound. The mean is over all rows of a batch, of which a labelled one counts as much as another.
+    A `poutine.scale` of the model's label site is one of log q(y | x) as well.
 
     Args:
         num_particles: samples of z per datum, and per label where z depends on it.
@@ -84,13 +85,13 @@ class SemiSupervised(Objective):
         return torch.where(known, bound + alpha * log_q, beta * bound)
 
     def _labels(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Which rows are labelled, (B,), and log q(y | x) of these rows' labels, averaged over particles, (B,)."""
+        """Which rows are labelled, (B,), and scaled log q(y | x) of their labels, averaged over particles, (B,)."""
         observed = self._term(draw, f"{self.site}_observed", "observed")
         inferred = self._term(draw, f"{self.site}_unobserved", "guide")
         mask = observed.site["mask"]
         known = torch.as_tensor(True if mask is None else mask, device=observed.log_prob.device).expand(draw.rows)
         log_q = inferred.site["fn"].log_prob(observed.site["value"])  # (..., B)
-        return known, log_q.reshape(-1, draw.rows).mean(0)
+        return known, (observed.scale * log_q).reshape(-1, draw.rows).mean(0)
 
     def _term(self, draw: Draw, name: str, kind: str) -> Term:
         found = next((term for term in draw.local if term.name == name and term.kind == kind), None)

@@ -62,13 +62,14 @@ class PixelCNN(nn.Module):
 
     An embedding of the codes, one masked convolution as large as the grid, so that every place sees all that are
     before it (3 x 3 ones alone leave a blind spot), what each place adds of its own, masked residual blocks, and a
-    1 x 1 convolution to the logits.
+    1 x 1 convolution to the logits. A context passes through as many unmasked blocks first: what a place sees of it
+    lies up to num_blocks + 1 cells of the context's grid away, on all sides, and beyond that what masked blocks bring.
 
     Args:
         event_shape: shape of the grid, one or two sizes, of 1024 places at most.
         num_codes: K.
         hidden: channels.
-        num_blocks: residual blocks.
+        num_blocks: residual blocks, of the codes and again of the context.
         context_shape: (C, H', W') of what the codes depend on besides; it is stretched to the grid.
 
     Returns:
@@ -112,7 +113,11 @@ class PixelCNN(nn.Module):
         self.first = CausalConv2d(hidden, hidden, (2 * height - 1, 2 * width - 1), here=False)
         self.place = nn.Parameter(0.1 * torch.randn(hidden, height, width))
         self.context_shape = None if context_shape is None else as_shape(context_shape, "context_shape")
-        self.given = None if self.context_shape is None else nn.Conv2d(self.context_shape[0], hidden, 3, padding=1)
+        self.given: nn.Module | None = None
+        if self.context_shape is not None:
+            # Unmasked: through the masked blocks alone a place would see what is above and to the left of it.
+            blocks = (Residual(hidden) for _ in range(num_blocks))
+            self.given = nn.Sequential(nn.Conv2d(self.context_shape[0], hidden, 3, padding=1), *blocks)
         self.blocks = nn.Sequential(*(Residual(hidden, causal=True) for _ in range(num_blocks)), nn.ReLU())
         self.last = nn.Conv2d(hidden, self.num_codes, 1)
 
