@@ -18,6 +18,7 @@ from pyrovae import (
     BayesianHMM,
     ForwardBackward,
     conditionals,
+    elbo,
     fit,
     fit_em,
     log_weights,
@@ -464,6 +465,15 @@ def test_wrong_sequences_are_refused_before_training(make, batch, message):
     pair = make((4, 2), 3)
     with pytest.raises(ValueError, match=message):
         fit(pair, batch, max_epochs=1, batch_size=5, progress=False)
+    if len(batch) == 2 and make is HMM:
+        with pytest.raises(ValueError, match=message):
+            elbo(pair, batch)
+
+
+def test_the_batch_of_an_evaluation_with_wrong_lengths_is_named():
+    lengths = torch.tensor([4, 1, 3, 2, 9])
+    with pytest.raises(ValueError, match=r"data, rows from 4 on: lengths of 1 sequences .* the first 9 in row 0"):
+        elbo(HMM((4, 2), 3), (torch.ones(5, 4, 2), lengths), batch_size=2)
 
 
 def test_classes_out_of_range_are_named():

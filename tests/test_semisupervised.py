@@ -344,6 +344,9 @@ def test_labels_that_are_none_are_named_before_training(y, said, stack):
         pair.check_batch(x, y)
     with pytest.raises(ValueError, match="y"):
         pv.fit(pair, (x, y), max_epochs=1, progress=False)
+    for evaluate in (pv.elbo, pv.log_likelihood, pv.classify):
+        with pytest.raises(ValueError, match=said):
+            evaluate(pair, (x, y))
 
 
 def test_an_unlabelled_set_is_refused_by_a_supervised_call():
