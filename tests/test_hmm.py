@@ -255,6 +255,21 @@ def test_paths_and_sequences_that_are_drawn_have_the_models_frequencies():
     assert not replicates[:, 1, 2:].any()
 
 
+def test_batch_dims_of_the_emission_alone_are_those_of_what_is_drawn():
+    """A chain, and three pairs of emissions: x_t of each has the mean of its own, and its length of the chain's."""
+    chain = MarkovChain(torch.tensor([0.2, 0.8]).log(), torch.zeros(1, 2, 2), duration=2)
+    probs = torch.tensor([[0.1, 0.9], [0.5, 0.5], [1.0, 0.0]])[:, None]  # (3, 1, S)
+    hidden = HiddenMarkov(chain, dist.Bernoulli(probs))
+    assert hidden.batch_shape == hidden.chain.batch_shape == (3,)
+    x = hidden.sample((20_000,))
+    assert x.shape == (20_000, 3, 2)
+    want = torch.stack([probs[:, 0] @ torch.tensor([0.2, 0.8]), probs[:, 0].mean(-1)], -1)
+    assert ((x.mean(0) - want).abs() <= 4 * (want * (1 - want) / 20_000).sqrt()).all()
+    every = torch.cartesian_prod(*[torch.arange(2.0)] * 2)
+    torch.testing.assert_close(hidden.log_prob(every[:, None]).exp().sum(0), torch.ones(3))
+    assert hidden.posterior(x).sample().shape == (20_000, 3, 2)
+
+
 def test_weights_with_the_path_as_a_site_are_log_p_of_x():
     """p(x, s) / p(s | x) is p(x) for any path: the posterior chain is right as a density and as a sampler."""
     hmm, batch = made()
