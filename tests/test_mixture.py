@@ -500,7 +500,11 @@ def test_svi_on_mini_batches_climbs_to_coordinate_ascent():
 def test_the_plain_mixture_is_at_the_means_of_q(kind):
     pair, x = bayesian(kind, 2)
     pair.maximize({"c": shares(len(x), 2, seed=3)}, x)
+    state = torch.get_rng_state()
     plain = pair.plain()
+    if kind != "classes":
+        assert torch.equal(pair.component_covariances, plain.component_covariances)
+    assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(plain.component_weights, pair.component_weights)
     torch.testing.assert_close(plain.component_means, pair.component_means)
     if kind == "classes":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrovae.conditionals.base import positive
-from pyrovae.models.base import Functions
+from pyrovae.models.base import Functions, isolated_random_state
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture, Mixture, floored_log
 from pyrovae.models.vae import filled
@@ -167,7 +167,8 @@ class BayesianGaussianMixture(_BayesianMixture):
     def plain(self) -> GaussianMixture:
         """The mixture at q's means, of pi, mu and Lambda: a pair without global latents, which every tool takes."""
         covariance, values = self.components.plain_covariance()
-        pair = GaussianMixture(self.event_shape, self.num_components, covariance=covariance).to(values)
+        with isolated_random_state():  # it starts at means drawn at random, which a look should not move
+            pair = GaussianMixture(self.event_shape, self.num_components, covariance=covariance).to(values)
         pair.logits.copy_(self.component_weights.log())
         pair.loc.copy_(self.component_means)
         made: Any = pair.covariance
@@ -177,7 +178,7 @@ class BayesianGaussianMixture(_BayesianMixture):
     @property
     def component_covariances(self) -> Tensor:
         """E_q [Lambda]^-1 of each component, of x as a flat vector: (C, D, D)."""
-        return self.plain().component_covariances
+        return self.plain().component_covariances.detach()
 
 
 class BayesianCategoricalMixture(_BayesianMixture):
@@ -229,7 +230,8 @@ class BayesianCategoricalMixture(_BayesianMixture):
     def plain(self) -> CategoricalMixture:
         """The mixture at q's means, of pi and theta: a pair without global latents, which every tool takes."""
         values = self.components.posterior.concentration
-        pair = CategoricalMixture(self.event_shape, self.num_components, num_classes=values.size(-1)).to(values)
+        with isolated_random_state():
+            pair = CategoricalMixture(self.event_shape, self.num_components, num_classes=values.size(-1)).to(values)
         pair.logits.copy_(self.component_weights.log())
         pair.class_logits.copy_(values.log())
         return pair
