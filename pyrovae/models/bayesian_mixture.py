@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrovae.conditionals.base import positive
-from pyrovae.models.base import Functions, isolated_random_state
+from pyrovae.models.base import Functions, data_plate, isolated_random_state
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture, Mixture, floored_log
 from pyrovae.models.vae import filled
@@ -52,7 +52,7 @@ class _BayesianMixture(Mixture):
         leading_shape(x, self.event_shape)
         weights = pyro.sample("weights", dist.Dirichlet(self.prior_concentration))
         drawn = self.components.draw(self.components.prior)
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             c = pyro.sample("c", dist.Categorical(logits=floored_log(weights)), infer={"enumerate": "parallel"})
             pyro.sample("x", self.components.likelihood(drawn, c), obs=x)
 
@@ -60,11 +60,6 @@ class _BayesianMixture(Mixture):
         """q(pi) q(theta), of the priors' families; c is summed."""
         pyro.sample("weights", dist.Dirichlet(self.concentration))
         self.components.draw(self.components.posterior)
-
-    def _plate(self, x: Tensor) -> Any:
-        if self.data_size is None:
-            return pyro.plate("data", len(x))
-        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
 
     def expected(self) -> Functions:
         r"""The mean-field bound as a model that `pyrovae.fit_em` takes: coordinate ascent with q(c) explicit.
@@ -88,7 +83,7 @@ class _BayesianMixture(Mixture):
         pyro.factor("prior", -kl)
         log_pi = self.concentration.digamma() - self.concentration.sum().digamma()
         log_joint = log_pi + self.components.expected_log_prob(x)  # (B, C)
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             pyro.sample("c", dist.Categorical(logits=log_joint), infer={"enumerate": "parallel"})
             pyro.factor("x", log_joint.logsumexp(-1))  # what Categorical takes away when it normalises its logits
 
