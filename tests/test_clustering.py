@@ -55,6 +55,18 @@ def test_scores_of_random_clusters_are_chance():
     assert nmi(labels, assigned) < 0.005
 
 
+def test_data_without_a_label_are_left_out():
+    labels, assigned = torch.tensor([-1, 0, 0, 1, -1, 1, 1, -1]), torch.tensor([2, 0, 0, 1, 2, 1, 0, -1])
+    known = labels >= 0
+    for score in (cluster_accuracy, nmi, ari):
+        assert score(labels, assigned) == score(labels[known], assigned[known])
+        assert score(labels.double().numpy(), assigned) == score(labels[known], assigned[known])
+        with pytest.raises(ValueError, match="all 3 labels are -1, unknown"):
+            score([-1, -1, -1], [0, 1, 1])
+    assert cluster_accuracy(labels, assigned) == 0.8
+    assert cluster_accuracy(["-1", "-1", "a"], [0, 0, -1]) == 1.0  # names are names
+
+
 @pytest.mark.parametrize(("labels", "assigned"), [([0, 1], [0]), ([], []), ([[0, 1]], [[0, 1]])])
 def test_scores_refuse_other_shapes(labels, assigned):
     for score in (cluster_accuracy, nmi, ari):

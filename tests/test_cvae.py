@@ -135,6 +135,29 @@ def test_labels_of_any_type_are_one_hot(dtype):
 def test_labels_out_of_range_are_named(y, message):
     with pytest.raises(ValueError, match=message):
         pv.fit(made(), (bits(), torch.tensor(y)), max_epochs=1, progress=False)
+    for evaluate in (pv.elbo, reconstruct):
+        with pytest.raises(ValueError, match=message):
+            evaluate(made(), (bits(), torch.tensor(y)))
+
+
+def test_labels_out_of_range_are_named_in_later_rows():
+    y = torch.tensor([0, 1, 2, 3])
+    for run in (partial(pv.fit, max_epochs=1, batch_size=3, progress=False), partial(pv.elbo, batch_size=3)):
+        with pytest.raises(ValueError, match=r"y has 1 labels that are none of 0, ..., 2, the first in row [03] \(3\)"):
+            run(made(), (bits(), y))
+
+
+def test_a_condition_is_made_without_a_look_at_its_values():
+    want = nn.functional.one_hot(torch.tensor([0, 2, 0]), 3).double()
+    want[2] = math.nan
+    y = torch.tensor([0, 2, 5])
+    torch.testing.assert_close(made().condition(y), want, equal_nan=True)
+    torch.testing.assert_close(torch.func.vmap(made().condition)(y), want, equal_nan=True)  # which can't branch
+
+
+def test_labels_that_are_one_hot_already_are_named():
+    with pytest.raises(ValueError, match=r"y has shape \(4, 3\), labels have shape \(4,\)"):
+        pv.elbo(made(), (bits(), torch.eye(3)[[0, 1, 2, 0]]))
 
 
 def test_a_bad_label_that_a_captured_step_meets_later_makes_the_loss_nan():

@@ -18,6 +18,7 @@ from pyrovae import (
     BayesianHMM,
     ForwardBackward,
     conditionals,
+    elbo,
     fit,
     fit_em,
     log_weights,
@@ -254,6 +255,21 @@ def test_paths_and_sequences_that_are_drawn_have_the_models_frequencies():
     assert not replicates[:, 1, 2:].any()
 
 
+def test_batch_dims_of_the_emission_alone_are_those_of_what_is_drawn():
+    """A chain, and three pairs of emissions: x_t of each has the mean of its own, and its length of the chain's."""
+    chain = MarkovChain(torch.tensor([0.2, 0.8]).log(), torch.zeros(1, 2, 2), duration=2)
+    probs = torch.tensor([[0.1, 0.9], [0.5, 0.5], [1.0, 0.0]])[:, None]  # (3, 1, S)
+    hidden = HiddenMarkov(chain, dist.Bernoulli(probs))
+    assert hidden.batch_shape == hidden.chain.batch_shape == (3,)
+    x = hidden.sample((20_000,))
+    assert x.shape == (20_000, 3, 2)
+    want = torch.stack([probs[:, 0] @ torch.tensor([0.2, 0.8]), probs[:, 0].mean(-1)], -1)
+    assert ((x.mean(0) - want).abs() <= 4 * (want * (1 - want) / 20_000).sqrt()).all()
+    every = torch.cartesian_prod(*[torch.arange(2.0)] * 2)
+    torch.testing.assert_close(hidden.log_prob(every[:, None]).exp().sum(0), torch.ones(3))
+    assert hidden.posterior(x).sample().shape == (20_000, 3, 2)
+
+
 def test_weights_with_the_path_as_a_site_are_log_p_of_x():
     """p(x, s) / p(s | x) is p(x) for any path: the posterior chain is right as a density and as a sampler."""
     hmm, batch = made()
@@ -486,6 +502,15 @@ def test_wrong_sequences_are_refused_before_training(make, batch, message):
     pair = make((4, 2), 3)
     with pytest.raises(ValueError, match=message):
         fit(pair, batch, max_epochs=1, batch_size=5, progress=False)
+    if len(batch) == 2 and make is HMM:
+        with pytest.raises(ValueError, match=message):
+            elbo(pair, batch)
+
+
+def test_the_batch_of_an_evaluation_with_wrong_lengths_is_named():
+    lengths = torch.tensor([4, 1, 3, 2, 9])
+    with pytest.raises(ValueError, match=r"data, rows from 4 on: lengths of 1 sequences .* the first 9 in row 0"):
+        elbo(HMM((4, 2), 3), (torch.ones(5, 4, 2), lengths), batch_size=2)
 
 
 def test_classes_out_of_range_are_named():
@@ -505,6 +530,12 @@ def test_arguments_of_another_kind_are_refused():
         HMM((), 2)
     with pytest.raises(ValueError, match="state_concentration is -1"):
         BayesianHMM((4, 2), 2, state_concentration=-1.0)
+    with pytest.raises(ValueError, match="class_concentration is inf"):
+        BayesianHMM((4, 2), 2, class_concentration=math.inf)
+    with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
+        BayesianHMM((4, 2), 2, num_classes=1)
+    with pytest.raises(TypeError, match=r"num_classes is 2\.5"):
+        BayesianHMM((4, 2), 2, num_classes=2.5)
     with pytest.raises(ValueError, match="one distribution for each state"):
         HiddenMarkov(MarkovChain(torch.zeros(2), torch.zeros(1, 2, 2), duration=3), dist.Bernoulli(torch.rand(3)))
     with pytest.raises(ValueError, match="duration 4 has 3"):

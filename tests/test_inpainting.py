@@ -258,7 +258,7 @@ def test_training_with_random_masks_beats_the_mean_of_the_pixels():
 
 def test_refused():
     pair, x = pv.InpaintingVAE(6, 2), torch.ones(4, 6)
-    with pytest.raises(ValueError, match=r"mask has shape \(4, 1\), x \(4, 6\); pass a mask with one element"):
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 1\), x \(4, 6\); pass one element for each of x"):
         pv.fit(pair, {"x": x, "mask": torch.ones(4, 1, dtype=torch.bool)}, max_epochs=1)
     with pytest.raises(ValueError, match="wants 'mask', the data have x"):
         pv.fit(pair, {"x": x}, max_epochs=1)

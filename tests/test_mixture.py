@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
+from sklearn.datasets import load_digits
 from sklearn.mixture import BayesianGaussianMixture as BayesianReference
 from sklearn.mixture import GaussianMixture as Reference
 from torch.distributions import StudentT, kl_divergence
@@ -175,6 +176,38 @@ def test_the_floor_bounds_the_density():
         torch.testing.assert_close(near, x[:15].var(0, correction=0))
         with pytest.raises(ValueError, match=r"no variance left .* min_scale"):
             GaussianMixture(2, 3, covariance=partial(covariance, **EXACT)).initialise_(x, start)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-2), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 100.0, 1e4, 1e6])
+def test_data_in_a_subspace_have_the_floor_across_it(kind, dtype, close, scale):
+    """Two lines of data in 20 dimensions; along each they have their own variance, however long it is."""
+    along = torch.randn(2, 20).to(dtype)
+    length = scale * torch.randn(2, 50, 1).to(dtype)
+    if kind == "tied":
+        along[1] = along[0]
+    x = (length * along[:, None] + scale * torch.tensor([0.0, 3.0])[:, None, None].to(dtype)).flatten(0, 1)
+    start = torch.eye(2, dtype=dtype).repeat_interleave(50, 0)
+    made = partial(COVARIANCES[kind], min_scale=1e-3)
+    pair = GaussianMixture(20, 2, covariance=made).to(dtype).initialise_(x, start)
+    tril = pair.component(torch.arange(2)).scale_tril.detach().double()
+    found = torch.linalg.eigvalsh(tril @ tril.mT)
+    variance = length.double().var(1, correction=0) * along.double().square().sum(1, keepdim=True)
+    want = variance[:, 0] if kind == "full" else variance.mean(0).expand(2)
+    torch.testing.assert_close(found[:, -1], want, rtol=close, atol=0)
+    most = 1e-6 + 20 * torch.finfo(dtype).eps * want  # the floor, or what rounding the data leaves
+    assert (found[:, 0] > 0).all(), found
+    assert (found[:, :-1].amax(1) < 2 * most).all(), found
+    run = pv.fit_em(pair, x, m_step=pair.maximize, max_epochs=3)
+    assert all(map(math.isfinite, run.history["train_loss"]))
+
+
+@pytest.mark.parametrize("covariance", [FullCovariance, TiedCovariance])
+def test_dead_pixels_in_single_precision_are_no_trouble(covariance):
+    x = torch.from_numpy(load_digits().data[:600] / 16).float()
+    pair = GaussianMixture(64, 3, covariance=covariance).float().initialise_(x)
+    assert all(map(math.isfinite, pv.fit_em(pair, x, m_step=pair.maximize, max_epochs=3).history["train_loss"]))
 
 
 @pytest.mark.parametrize("covariance", [DiagonalCovariance, FullCovariance])
@@ -478,7 +511,11 @@ def test_svi_on_mini_batches_climbs_to_coordinate_ascent():
 def test_the_plain_mixture_is_at_the_means_of_q(kind):
     pair, x = bayesian(kind, 2)
     pair.maximize({"c": shares(len(x), 2, seed=3)}, x)
+    state = torch.get_rng_state()
     plain = pair.plain()
+    if kind != "classes":
+        assert torch.equal(pair.component_covariances, plain.component_covariances)
+    assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(plain.component_weights, pair.component_weights)
     torch.testing.assert_close(plain.component_means, pair.component_means)
     if kind == "classes":

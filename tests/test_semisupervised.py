@@ -13,6 +13,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch.distributions import kl_divergence
 
 import pyrovae as pv
+from pyrovae import priors
 from pyrovae.conditionals import DiagonalNormal
 from pyrovae.data import Split
 from pyrovae.models import M2, VAE, FactoredM2, StackedM2
@@ -369,6 +370,9 @@ def test_labels_that_are_none_are_named_before_training(y, said, stack):
         pair.check_batch(x, y)
     with pytest.raises(ValueError, match="y"):
         pv.fit(pair, (x, y), max_epochs=1, progress=False)
+    for evaluate in (pv.elbo, pv.log_likelihood, pv.classify):
+        with pytest.raises(ValueError, match=said):
+            evaluate(pair, (x, y))
 
 
 def test_an_unlabelled_set_is_refused_by_a_supervised_call():
@@ -391,3 +395,14 @@ def test_a_stack_of_other_lengths_is_refused():
         StackedM2(VAE(5, 4), M2(3, 2))
     with pytest.raises(ValueError, match=r"kept is \(2, 1\)"):
         StackedM2(VAE(5, 4), M2(2, 2), kept=(2, 1))
+
+
+def test_latents_left_out_have_to_be_standard_normal():
+    mixture = partial(priors.GaussianMixture, num_components=2)
+    whole = StackedM2(VAE(5, 4, prior=mixture), M2(4, 2, likelihood=DiagonalNormal))  # M2 stands for the prior
+    pv.elbo(whole, (torch.ones(3, 5), torch.tensor([0, -1, 1])))
+    with pytest.raises(TypeError, match="prior of fitted is GaussianMixture, 2 of its latents are left out"):
+        StackedM2(VAE(5, 4, prior=mixture), M2(2, 2, likelihood=DiagonalNormal), kept=(0, 3))
+    bits = StackedM2(VAE(5, 4), M2(2, 2), kept=(0, 3))
+    with pytest.raises(TypeError, match="m2's likelihood gives Bernoulli, a Normal is wanted"):
+        pv.elbo(bits, (torch.ones(3, 5), torch.tensor([0, -1, 1])))

@@ -89,10 +89,10 @@ def test_chain_with_exact_potentials_is_tight():
         torch.testing.assert_close(one, exact, rtol=0.05, atol=0.05)
 
 
-def by_paths(pair, x, z, path):
+def by_paths(pair, potential, x, z, path):
     """log p(x, s, z) - log q(s, z | x) and log q(s | x) of one sequence and path, from potentials alone."""
     initial, moves = pair.initial_logits.log_softmax(-1), pair.transition_logits.log_softmax(-1)
-    h, j = pair.potential(pair.encoder(x))
+    h, j = potential
     prior = dist.Normal(pair.loc, pair.log_scale.exp())
     log_p = initial[path[0]] + sum(moves[a, b] for a, b in itertools.pairwise(path))
     log_q, log_potential = torch.zeros(()), log_p
@@ -111,18 +111,22 @@ def by_paths(pair, x, z, path):
     return log_p - log_q, log_potential
 
 
-def test_states_summed_is_the_sum_over_all_paths_with_its_gradients():
-    pair = StructuredHMM((3, 4), 2, 2, hidden=(5,))
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_states_summed_is_the_sum_over_all_paths_with_its_gradients(dropout):
+    """With dropout the one psi of the sum has the numbers of one call of the encoder."""
+    encoder = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(dropout))
+    pair = StructuredHMM((3, 4), 2, 2, hidden=(5,), encoder=encoder)
     x = torch.rand(4, 3, 4).round()
     pyro.set_rng_seed(1)
     value = pair.states_summed(x, LENGTHS)
     pyro.set_rng_seed(1)
-    _, loc, scale = pair.given_state(x)
-    z = dist.Normal(loc, scale).rsample()  # the same draws
+    h, j = pair.potential(pair.encoder(x))  # the same draws, of dropout and of z
+    _, loc, scale = pair.given_potential(h, j)
+    z = dist.Normal(loc, scale).rsample()
     wanted = []
     for row in range(4):
         paths = list(itertools.product(range(2), repeat=int(LENGTHS[row])))
-        terms = [by_paths(pair, x[row], z[row], path) for path in paths]
+        terms = [by_paths(pair, (h[row], j[row]), x[row], z[row], path) for path in paths]
         log_q = torch.stack([q for _, q in terms]).log_softmax(0)
         weights = torch.stack([w for w, _ in terms])
         wanted.append((log_q.exp() * (weights - log_q)).sum())

@@ -253,8 +253,8 @@ class HiddenMarkov(TorchDistribution):
                 f"emission has batch shape {tuple(emission.batch_shape)}, the last wanted is {chain.num_states}, the "
                 "number of states; pass one distribution for each state"
             )
-        self.chain, self.emission = chain, emission
         batch_shape = torch.broadcast_shapes(chain.batch_shape, emission.batch_shape[:-2])
+        self.chain, self.emission = chain.expand(batch_shape), emission
         super().__init__(batch_shape, torch.Size([chain.duration, *emission.event_shape]), validate_args=validate_args)
 
     @constraints.dependent_property

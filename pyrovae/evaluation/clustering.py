@@ -144,14 +144,14 @@ def cluster_accuracy(labels: Labels, assigned: Labels) -> float:
     A cluster beyond the number of labels is matched to none, and all its data count as wrong.
 
     Args:
-        labels: the truth, (N,): whole numbers or names.
-        assigned: clusters, (N,): likewise, in any numbering.
+        labels: the truth, (N,): whole numbers or names. A datum of label -1, unknown, is left out.
+        assigned: clusters, (N,): likewise, in any numbering, as many of them as you like; -1 is one like the others.
 
     Returns:
         in (0, 1], 1 where clusters are labels but for their names.
 
     Raises:
-        ValueError: for another number of clusters than of labels, or none.
+        ValueError: where labels and assigned differ in length, or no label is known.
 
     Source: Yang et al. 2010, https://doi.org/10.1109/TIP.2010.2049235, as DEC and VaDE report it; Kuhn 1955.
 
@@ -211,4 +211,9 @@ def _pair_of(name: str, labels: Labels, assigned: Labels) -> tuple[np.ndarray, n
         raise ValueError(
             f"{name} has shape {first.shape} and assigned {second.shape}; pass one label and one cluster for each datum"
         )
-    return first, second
+    known = first != -1 if first.dtype.kind in "iuf" else np.full(len(first), fill_value=True)
+    if not known.any():
+        raise ValueError(
+            f"all {len(first)} {name} are -1, unknown, and there is nothing to agree with; pass known ones"
+        )
+    return first[known], second[known]

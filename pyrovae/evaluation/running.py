@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from pyrovae.data import Data, Split, Stream, match
 from pyrovae.data.seeds import ORDER, seeded_generator
-from pyrovae.models.base import Functions, PairLike, as_pair, evaluation_mode, isolated_random_state, structure
+from pyrovae.models.base import (
+    Functions,
+    PairLike,
+    as_pair,
+    check_rows,
+    evaluation_mode,
+    isolated_random_state,
+    structure,
+)
 
 __all__ = ["BUDGET", "Evaluation", "check_counts", "evaluating", "first_rows", "fixed_rows", "held_out"]
 
@@ -62,6 +70,7 @@ class Evaluation:
 
     Iterating gives `(run, batch, covered)`: the pair, a batch on its device, and which rows of the data it covers. For
     a model that subsamples the data by itself each batch is all the data, and `run` has the rows of its plate set.
+    A pair's `check_batch` sees each batch before it runs on it, so that data that `fit` refuses have no value either.
 
     Args:
         pair, data, plate, seed, batch_size, particles: see `evaluating`.
@@ -122,7 +131,7 @@ class Evaluation:
         while start < total:
             with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
                 batch = next(batches)
-            yield self.pair, self._moved(batch), slice(start, start + len(batch[0]))
+            yield self.pair, self._moved(batch, start), slice(start, start + len(batch[0]))
             start += len(batch[0])
 
     def batch(self, size: int | None = None) -> tuple[Tensor, ...]:
@@ -137,7 +146,9 @@ class Evaluation:
         missing = len(self.rows) - sum(part.size(dim) for part in before)
         return torch.cat([*before, last.narrow(dim, last.size(dim) - missing, missing)], dim)
 
-    def _moved(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _moved(self, batch: tuple[Tensor, ...], start: int = 0) -> tuple[Tensor, ...]:
+        """Rows from `start` on, where the pair is, once it has agreed to them."""
+        check_rows(self.pair, batch, "data", start)
         return tuple(tensor.to(self.device, self.dtype if tensor.is_floating_point() else None) for tensor in batch)
 
     def _at(self, rows: Tensor) -> PairLike:

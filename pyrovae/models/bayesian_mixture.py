@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrovae.conditionals.base import positive
-from pyrovae.models.base import Functions
+from pyrovae.models.base import Functions, data_plate, isolated_random_state
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture, Mixture, floored_log
 from pyrovae.models.vae import filled
@@ -52,7 +52,7 @@ class _BayesianMixture(Mixture):
         leading_shape(x, self.event_shape)
         weights = pyro.sample("weights", dist.Dirichlet(self.prior_concentration))
         drawn = self.components.draw(self.components.prior)
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             c = pyro.sample("c", dist.Categorical(logits=floored_log(weights)), infer={"enumerate": "parallel"})
             pyro.sample("x", self.components.likelihood(drawn, c), obs=x)
 
@@ -60,11 +60,6 @@ class _BayesianMixture(Mixture):
         """q(pi) q(theta), of the priors' families; c is summed."""
         pyro.sample("weights", dist.Dirichlet(self.concentration))
         self.components.draw(self.components.posterior)
-
-    def _plate(self, x: Tensor) -> Any:
-        if self.data_size is None:
-            return pyro.plate("data", len(x))
-        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
 
     def expected(self) -> Functions:
         r"""The mean-field bound as a model that `pyrovae.fit_em` takes: coordinate ascent with q(c) explicit.
@@ -88,7 +83,7 @@ class _BayesianMixture(Mixture):
         pyro.factor("prior", -kl)
         log_pi = self.concentration.digamma() - self.concentration.sum().digamma()
         log_joint = log_pi + self.components.expected_log_prob(x)  # (B, C)
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             pyro.sample("c", dist.Categorical(logits=log_joint), infer={"enumerate": "parallel"})
             pyro.factor("x", log_joint.logsumexp(-1))  # what Categorical takes away when it normalises its logits
 
@@ -167,7 +162,8 @@ class BayesianGaussianMixture(_BayesianMixture):
     def plain(self) -> GaussianMixture:
         """The mixture at q's means, of pi, mu and Lambda: a pair without global latents, which every tool takes."""
         covariance, values = self.components.plain_covariance()
-        pair = GaussianMixture(self.event_shape, self.num_components, covariance=covariance).to(values)
+        with isolated_random_state():  # it starts at means drawn at random, which a look should not move
+            pair = GaussianMixture(self.event_shape, self.num_components, covariance=covariance).to(values)
         pair.logits.copy_(self.component_weights.log())
         pair.loc.copy_(self.component_means)
         made: Any = pair.covariance
@@ -177,7 +173,7 @@ class BayesianGaussianMixture(_BayesianMixture):
     @property
     def component_covariances(self) -> Tensor:
         """E_q [Lambda]^-1 of each component, of x as a flat vector: (C, D, D)."""
-        return self.plain().component_covariances
+        return self.plain().component_covariances.detach()
 
 
 class BayesianCategoricalMixture(_BayesianMixture):
@@ -229,7 +225,8 @@ class BayesianCategoricalMixture(_BayesianMixture):
     def plain(self) -> CategoricalMixture:
         """The mixture at q's means, of pi and theta: a pair without global latents, which every tool takes."""
         values = self.components.posterior.concentration
-        pair = CategoricalMixture(self.event_shape, self.num_components, num_classes=values.size(-1)).to(values)
+        with isolated_random_state():
+            pair = CategoricalMixture(self.event_shape, self.num_components, num_classes=values.size(-1)).to(values)
         pair.logits.copy_(self.component_weights.log())
         pair.class_logits.copy_(values.log())
         return pair

@@ -62,19 +62,19 @@ class Covariance(nn.Module, ABC):
     def matrices(self) -> Tensor:
         """Sigma of each component, of x as a flat vector: (C, D, D)."""
 
-    def _above_floor(self, variance: Tensor) -> Tensor:
-        """Variances without the floor's own part; a little is left, whose logarithm is finite.
+    def _above_floor(self, variance: Tensor, noise: Tensor) -> Tensor:
+        """Variances without the floor's own part; a little is left, or what rounding makes of 0 where that is more.
 
         Raises:
-            ValueError: where a variance is 0 and there is no floor.
+            ValueError: where a variance is no more than noise and there is no floor.
         """
         floor = self.min_scale**2
-        if floor == 0 and not (variance > 0).all():
+        if floor == 0 and not (variance > noise).all():
             raise ValueError(
                 "a component has no variance left in some direction, so that its density has no bound; pass a "
                 "covariance with min_scale=1e-3, or fewer components"
             )
-        return (variance - floor).clamp(min=1e-6 * floor)
+        return (variance - floor).clamp(min=noise.clamp(min=1e-6 * floor))
 
 
 class DiagonalCovariance(Covariance):
@@ -105,7 +105,7 @@ class DiagonalCovariance(Covariance):
 
     @torch.no_grad()
     def set_(self, covariance: Tensor) -> None:  # noqa: D102
-        self.log_scale.copy_(self._above_floor(covariance).log() / 2)
+        self.log_scale.copy_(self._above_floor(covariance, covariance.new_zeros(())).log() / 2)
 
     def matrices(self) -> Tensor:  # noqa: D102
         return self._variance().flatten(1).diag_embed()
@@ -117,7 +117,8 @@ class DiagonalCovariance(Covariance):
 class FullCovariance(Covariance):
     r"""Sigma_k = L_k L_k^T + min_scale^2 I, events that are vectors.
 
-    The M-step raises the eigenvalues of the scatter matrix to the floor, which is its maximum under that constraint.
+    The M-step raises the eigenvalues of the scatter matrix to the floor, which is its maximum under that constraint, or
+    to one rounding of the largest of them: below that they are noise. Factors are made in float64 whatever the dtype.
 
     Args:
         num_components, event_shape, min_scale: as in `Covariance`.
@@ -139,7 +140,8 @@ class FullCovariance(Covariance):
         return (self.num_components,)
 
     def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
-        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky(self.matrices())[c])
+        tril = torch.linalg.cholesky(self._sum()).to(self.raw_tril.dtype)
+        return dist.MultivariateNormal(loc, scale_tril=tril.expand(self.num_components, -1, -1)[c])
 
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Covariances (C, D, D)."""
@@ -148,14 +150,19 @@ class FullCovariance(Covariance):
 
     @torch.no_grad()
     def set_(self, covariance: Tensor) -> None:  # noqa: D102
-        values, vectors = torch.linalg.eigh(covariance)
-        raised = (vectors * self._above_floor(values)[..., None, :]) @ vectors.mT
+        values, vectors = torch.linalg.eigh(covariance.double())
+        rounding = max(torch.finfo(covariance.dtype).eps, values.size(-1) * torch.finfo(values.dtype).eps)
+        raised = (vectors * self._above_floor(values, rounding * values[..., -1:])[..., None, :]) @ vectors.mT
         self.raw_tril.copy_(transform_to(constraints.lower_cholesky).inv(torch.linalg.cholesky(raised)))
 
     def matrices(self) -> Tensor:  # noqa: D102
-        tril = transform_to(constraints.lower_cholesky)(self.raw_tril)
+        return self._sum().to(self.raw_tril.dtype).expand(self.num_components, -1, -1)
+
+    def _sum(self) -> Tensor:
+        """L L^T + min_scale^2 I in float64: rounded to less, it need not be positive."""
+        tril = transform_to(constraints.lower_cholesky)(self.raw_tril.double())
         identity = torch.eye(tril.size(-1), dtype=tril.dtype, device=tril.device)
-        with torch.autocast(tril.device.type, enabled=False):  # in half precision it may not be positive
+        with torch.autocast(tril.device.type, enabled=False):
             return tril @ tril.mT + self.min_scale**2 * identity
 
 
@@ -178,9 +185,6 @@ class TiedCovariance(FullCovariance):
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """The covariance (D, D)."""
         return scatter_matrices(responsibilities / len(x), x, loc).sum(0)
-
-    def matrices(self) -> Tensor:  # noqa: D102
-        return super().matrices().expand(self.num_components, -1, -1)
 
 
 def scatter_matrices(weights: Tensor, x: Tensor, loc: Tensor) -> Tensor:

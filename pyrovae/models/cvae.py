@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
 from pyrovae.models.base import Pair
@@ -42,7 +41,7 @@ class CVAE(Pair):
 
     Raises:
         TypeError, ValueError: for sizes that are no positive whole numbers, or a slot that is neither module nor maker;
-            at the call for labels out of range, or a y of another shape.
+            at the call for a y of another shape; in `fit` and evaluations for labels out of range, elsewhere NaN.
 
     Shapes: x (B, *event_shape), y (B,) of whole numbers or (B, *condition_shape), z (B, L).
     Source: Sohn, Lee & Yan 2015, "Learning Structured Output Representation using Deep Conditional Generative Models",
@@ -99,27 +98,39 @@ class CVAE(Pair):
             pyro.sample("z", self.posterior(self.encoder(x, self.condition(y))))
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
-        """Refuse a y that is no condition, before `fit` starts: as `condition` does."""
-        self.condition(y)
+        """Refuse a y that is no condition, before `fit` or an evaluation starts.
+
+        Raises:
+            ValueError: for labels that are no whole numbers or out of range, with their number and the first one's row,
+                or a y of another shape.
+        """
+        if self.num_classes is None:
+            self.condition(y)
+            return
+        if y.shape != x.shape[:1]:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}, labels have shape ({len(x)},), one for each row of x; pass one label "
+                "for each, or condition_shape= for a y that is a tensor"
+            )
+        wrong = self.condition(y).isnan().any(-1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"y has {int(wrong.sum())} labels that are none of 0, ..., {self.num_classes - 1}, the first in row "
+                f"{row} ({y[row]:g}); number the classes from 0, or pass num_classes="
+            )
 
     def condition(self, y: Tensor) -> Tensor:
         """What the networks see of y: its one-hot vectors (..., C) if it is labels, else y itself.
 
-        A step that is being captured can't look at values: a label out of range that it meets later becomes NaN.
+        No value is looked at, as a captured step can't: a label that is none of 0, ..., C - 1 becomes NaN.
 
         Raises:
-            ValueError: for labels that are no whole numbers or out of range, with their rows, or a y of another shape.
+            ValueError: for a y that is a tensor of another shape.
         """
         if self.num_classes is None:
             leading_shape(y, self.condition_shape, name="y", argument="condition_shape")
             return y
         matches = y[..., None] == torch.arange(self.num_classes, device=y.device)
-        known = matches.any(-1)
-        if get_proxy_mode() is None and not torch.compiler.is_compiling() and not known.all():
-            row = int((~known).nonzero()[0, 0])
-            raise ValueError(
-                f"y has {int((~known).sum())} labels that are none of 0, ..., {self.num_classes - 1}, the first in row "
-                f"{row} ({y[row].flatten()[0]:g}); number the classes from 0, or pass num_classes="
-            )
         dtype = next(self.posterior.parameters()).dtype
-        return matches.to(dtype).masked_fill(~known[..., None], math.nan)
+        return matches.to(dtype).masked_fill(~matches.any(-1, keepdim=True), math.nan)

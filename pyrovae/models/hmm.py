@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -12,9 +12,10 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyrovae.conditionals import Bernoulli, Categorical, DiagonalNormal, FixedNormal
-from pyrovae.conditionals.base import Conditional
+from pyrovae.conditionals.base import Conditional, positive
 from pyrovae.distributions import HiddenMarkov, MarkovChain
-from pyrovae.models.base import Functions, Pair
+from pyrovae.models.base import Functions, Pair, data_plate
+from pyrovae.models.mixture import at_least_two_classes
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape
 
@@ -201,7 +202,8 @@ class BayesianHMM(Pair):
             `fit` has to be told batch_size=N.
 
     Raises:
-        TypeError, ValueError: for sizes that are no positive whole numbers, or concentrations that are not positive.
+        TypeError, ValueError: for sizes that are no positive whole numbers, fewer than two classes, or concentrations
+            that are not positive.
 
     Shapes: x (B, T, \*step) whole numbers from 0 to C - 1; lengths (B,), by default T; global sites initial (S,),
     transition (S, S), emission (S, \*step, C).
@@ -225,15 +227,13 @@ class BayesianHMM(Pair):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_states,), (self.num_classes,) = as_shape(num_states, "num_states"), as_shape(num_classes)
+        (self.num_states,), self.num_classes = as_shape(num_states, "num_states"), at_least_two_classes(num_classes)
         self.data_size = None if data_size is None else as_shape(data_size, "data_size")[0]
-        given = {"state_concentration": state_concentration, "class_concentration": class_concentration}
-        for name, value in given.items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}, expected a positive number; pass {name}=1.0")
+        of_state = positive("state_concentration", state_concentration)
+        of_class = positive("class_concentration", class_concentration)
         step = self.event_shape[1:]
-        self.register_buffer("state_prior", torch.full((self.num_states,), float(state_concentration)))
-        self.register_buffer("class_prior", torch.full((self.num_classes,), float(class_concentration)))
+        self.register_buffer("state_prior", torch.full((self.num_states,), of_state))
+        self.register_buffer("class_prior", torch.full((self.num_classes,), of_class))
         # Random counts, a few to each: equal ones would make all states alike.
         self.initial = nn.Parameter(torch.rand(self.num_states))
         self.transition = nn.Parameter(torch.rand(self.num_states, self.num_states))
@@ -251,7 +251,7 @@ class BayesianHMM(Pair):
         emission = dist.Categorical(logits=logits).to_event(len(self.event_shape) - 1)
         moves = transition.clamp(min=tiny).log().unsqueeze(-3)
         chain = MarkovChain(initial.clamp(min=tiny).log(), moves, duration=x.shape[1], lengths=lengths)
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             pyro.sample("x", HiddenMarkov(chain, emission), obs=x)
 
     def guide(self, x: Tensor, lengths: Tensor | None = None) -> None:
@@ -259,17 +259,12 @@ class BayesianHMM(Pair):
         pyro.sample("initial", dist.Dirichlet(self.initial.exp()))
         pyro.sample("transition", dist.Dirichlet(self.transition.exp()).to_event(1))
         pyro.sample("emission", dist.Dirichlet(self.emission.exp()).to_event(self.emission.dim() - 1))
-        with self._plate(x):
+        with data_plate(x, self.data_size):
             pass
 
     def check_batch(self, x: Tensor, lengths: Tensor | None = None) -> None:
         """Refuse sequences of another shape, and lengths outside 1 ... T, before `fit` starts."""
         check_sequences(x, lengths, self.event_shape[1:])
-
-    def _plate(self, x: Tensor) -> Any:
-        if self.data_size is None:
-            return pyro.plate("data", len(x))
-        return pyro.plate("data", self.data_size, subsample=torch.arange(len(x), device=x.device))
 
 
 def check_sequences(x: Tensor, lengths: Tensor | None, step: tuple[int, ...]) -> None:

@@ -208,11 +208,13 @@ class StackedM2(Pair):
     Args:
         fitted: a VAE with a `DiagonalNormal` posterior, or another whose z is a vector; its modules are copied.
         m2: an `M2` or `FactoredM2` of real vectors, the latents that are kept.
-        kept: which of M1's latents these are, their numbers in order. Default: all. The others keep M1's prior, which
-            has to be a product over dimensions, such as `StandardNormal`.
+        kept: which of M1's latents these are, their numbers in order. Default: all, and M2 stands for M1's prior. The
+            others stay N(0, 1), which M1's prior has to be, and M2's likelihood a Normal.
 
     Raises:
         ValueError: where M2 is of vectors of another length than what is kept.
+        TypeError: where some are left out and M1's prior is no `StandardNormal`; at the call, where M2's likelihood is
+            no Normal then.
 
     Shapes: x (B, *event_shape), y (B,) int64, z1 (B, L1), z2 (B, L2).
     Source: Kingma et al. 2014, https://arxiv.org/abs/1406.5298, section 2.3.
@@ -233,6 +235,11 @@ class StackedM2(Pair):
         if m2.event_shape != (len(kept),):
             raise ValueError(
                 f"m2 has event shape {m2.event_shape}, {len(kept)} latents are kept; pass M2({len(kept)}, ...)"
+            )
+        if len(kept) < fitted.latent_dim and type(fitted.prior) is not StandardNormal:
+            raise TypeError(
+                f"the prior of fitted is {type(fitted.prior).__name__}, {fitted.latent_dim - len(kept)} of its latents "
+                "are left out, and these have to be N(0, 1); keep all, or fit a VAE with a StandardNormal"
             )
         self.num_classes = m2.num_classes
         self.m1 = Frozen(fitted)
@@ -265,7 +272,12 @@ class StackedM2(Pair):
         """p(z1 | y, z2): M2's Normal for the latents kept, N(0, 1) for the rest."""
         if len(self.kept) == self.latent_dim:
             return features
-        normal = features.base_dist
+        normal = getattr(features, "base_dist", features)
+        if not isinstance(normal, dist.Normal):
+            raise TypeError(
+                f"m2's likelihood gives {type(normal).__name__}, a Normal is wanted where latents are left out; pass "
+                "M2(..., likelihood=DiagonalNormal), or keep all"
+            )
         shape = (*normal.loc.shape[:-1], self.latent_dim)
         loc = normal.loc.new_zeros(shape).index_copy(-1, self.kept, normal.loc)
         scale = normal.scale.new_ones(shape).index_copy(-1, self.kept, normal.scale.expand_as(normal.loc))

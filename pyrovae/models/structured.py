@@ -88,7 +88,14 @@ class _Switching(Pair):
         Returns:
             (..., S), (..., S, L), (..., S, L).
         """
-        h, j = (value[..., None, :] for value in self.potential(self.encoder(x)))
+        return self.given_potential(*self.potential(self.encoder(x)))
+
+    def given_potential(self, h: Tensor, j: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `given_state` says, of the numbers (..., L) of psi.
+
+        Dropout gives other numbers at each call: what is to be of one psi has to be made of one call of the networks.
+        """
+        h, j = h[..., None, :], j[..., None, :]
         before = torch.exp(-2 * self.log_scale)  # precisions
         after = before + j
         loc = (before * self.loc + h) / after
@@ -253,10 +260,11 @@ class StructuredHMM(_Switching):
     def states_summed(self, x: Tensor, lengths: Tensor | None = None, *, num_particles: int = 1) -> Tensor:
         """The ELBO with s summed exactly and K draws of z in each state, (B,) nats, for `pyrovae.StatesSummed`."""
         chain = self.chain(x, lengths)
-        evidence, loc, scale = self.given_state(x)
+        h, j = self.potential(self.encoder(x))
+        evidence, loc, scale = self.given_potential(h, j)
         q, log_z = chain.tilted(evidence)
         z = dist.Normal(loc, scale).rsample((num_particles,))  # (K, B, T, S, L)
-        h, j = (value[..., None, :] for value in self.potential(self.encoder(x)))
+        h, j = h[..., None, :], j[..., None, :]
         # At the samples, not in closed form: where psi is p(x | z) up to a constant, no noise is left.
         log_psi = (h * z - j * z**2 / 2).sum(-1)
         log_p = self.likelihood(self.decoder(z)).log_prob(x.unsqueeze(2))  # (K, B, T, S)

@@ -105,7 +105,8 @@ class VaDE(VAE):
         """Set pi, mu and sigma to a mixture fitted to the codes of x, and the posterior's scale to fit it.
 
         The codes are the means of q(z | x); scikit-learn's EM fits them from `num_restarts` k-means starts, of which it
-        keeps the likeliest. Variances are floored at a thousandth of the codes' variance, and at `min_scale`.
+        keeps the likeliest. A thousandth of the codes' variance is added to each variance, which is then at least that
+        of `min_scale`.
 
         Pretraining without noise says nothing of the posterior's scale. Where `posterior_scale` is True, that becomes
         one fraction of the components' average sigma, the same for all x: the one of FRACTIONS with the highest bound

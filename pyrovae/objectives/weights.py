@@ -27,7 +27,8 @@ def log_weights(pair: Any, *batch: Any, num_particles: int = 1, plate: str | Non
     Discrete sites marked `infer={"enumerate": "parallel"}`, of the model or the guide, are summed inside the weight.
     Masked sites count where their mask is true; the data plate's own subsampling scale N/B and `poutine.scale` do not
     count, so that the values are densities per datum. Factors and observations outside the data plate belong to no
-    datum and do not count either; `ELBO` has them, once for all data.
+    datum and do not count either; `ELBO` has them, once for all data. The batch is taken as it is, since a captured
+    step may call this: `fit` and the evaluations are what ask a pair's `check_batch`.
 
     Args:
         pair: see `pyrovae.as_pair`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.data import Data, Split, Stream, match
-from pyrovae.models.base import Functions, PairLike, Structure, structure
+from pyrovae.models.base import Functions, PairLike, Structure, check_rows, structure
 
 __all__ = ["check_support", "prepare", "splits"]
 
@@ -62,6 +62,7 @@ def _first_run(
 ) -> tuple[Structure, tuple[Tensor, ...]]:
     """The structure, found on a batch, or on all rows for a model that draws its own rows among all of them."""
     batch = next(train.sequential(batch_size))
+    check_rows(pair, batch, "data")  # before it runs on them, which would say less
     try:
         return structure(pair, *batch, plate=plate), batch
     except ValueError:
@@ -123,7 +124,7 @@ def splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, 
 
 def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
     """Every observed value is one that its likelihood can give, and `check_batch` and `check_size` agree, if any."""
-    own, own_size = getattr(pair, "check_batch", None), getattr(pair, "check_size", None)
+    own_size = getattr(pair, "check_size", None)
     if callable(own_size) and argument == "data":  # what is validated on may be less
         own_size(len(data))
     at_once = max(1, min(8192, 2**24 // max(1, math.prod(data.event_shape))))  # sparse rows are made dense for it
@@ -144,11 +145,7 @@ def check_support(pair: PairLike, known: Structure, data: Split | Stream, argume
                     f"{seen + row} lies in [{low:g}, {high:g}], wanted is {_support_name(support)}; scale or binarise "
                     "the data, or choose another likelihood"
                 )
-        if callable(own):
-            try:
-                own(*batch)
-            except ValueError as error:
-                raise ValueError(f"{argument}{f', rows from {seen} on' if seen else ''}: {error}") from None
+        check_rows(pair, batch, argument, seen)
         seen += len(batch[0])
 
 
