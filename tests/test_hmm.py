@@ -540,3 +540,13 @@ def test_arguments_of_another_kind_are_refused():
         HiddenMarkov(MarkovChain(torch.zeros(2), torch.zeros(1, 2, 2), duration=3), dist.Bernoulli(torch.rand(3)))
     with pytest.raises(ValueError, match="duration 4 has 3"):
         MarkovChain(torch.zeros(2), torch.zeros(2, 2, 2), duration=4)
+
+
+def test_another_e_step_is_named():
+    with pytest.raises(ValueError, match=r"Baum-Welch needs s and s_pairs; pass e_step=ForwardBackward\(\) to fit_em"):
+        fit_em(hmm := HMM((3, 2), 2), torch.ones(4, 3, 2), m_step=hmm.maximize)
+
+
+def test_a_tuple_of_the_batch_is_the_batch():
+    x, lengths, hmm = torch.ones(2, 3, 2), torch.tensor([3, 1]), HMM((3, 2), 2)
+    assert torch.equal(viterbi(hmm, (x, lengths)), viterbi(hmm, x, lengths))

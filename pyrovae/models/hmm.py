@@ -120,7 +120,13 @@ class HMM(Pair):
 
         Raises:
             TypeError: for a likelihood without a closed form here; pass m_step=Ascent(steps) to `fit_em`.
+            ValueError: for responsibilities of another E-step.
         """
+        if not {"s", "s_pairs"} <= set(responsibilities):
+            raise ValueError(
+                f"responsibilities are of {sorted(responsibilities)}, Baum-Welch needs s and s_pairs; "
+                "pass e_step=ForwardBackward() to fit_em"
+            )
         weights, pairs = responsibilities["s"], responsibilities["s_pairs"].sum((0, 1))
         tiny = torch.finfo(weights.dtype).tiny
         initial = weights[:, 0].mean(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -62,18 +63,24 @@ class SemiSupervised(Objective):
         return not any(hasattr(w, "value") or isinstance(w, Tensor) for w in weights) and weights == (0, 1)
 
     def check_data(self, data: Any) -> None:
-        """Refuse to learn from labels alone where there are none, before `fit` starts.
+        """Refuse to learn from labels alone where there are none, and warn where some are expected, before `fit` starts.
 
         Args:
             data: a `Split` of the model's arguments, the labels called as the site.
         """
         labels = data.tensors.get(self.site) if hasattr(data, "tensors") else None
-        alone = not hasattr(self.beta, "value") and not isinstance(self.beta, Tensor) and self.beta == 0
-        if alone and isinstance(labels, Tensor) and not (labels >= 0).any():
+        if not isinstance(labels, Tensor) or (labels >= 0).any():
+            return
+        if not hasattr(self.beta, "value") and not isinstance(self.beta, Tensor) and self.beta == 0:
             raise ValueError(
                 f"beta is 0, so that labelled rows count alone, and all {len(labels)} labels of {self.site!r} are -1, "
                 "unknown; pass data with labels, or beta=1.0"
             )
+        warnings.warn(
+            f"all {len(labels)} labels of {self.site!r} are -1, unknown: this is learning without labels, and what y "
+            "numbers is arbitrary",
+            stacklevel=2,
+        )
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The weighted bound and cross-entropy, (B,)."""
