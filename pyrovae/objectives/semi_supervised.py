@@ -63,7 +63,7 @@ class SemiSupervised(Objective):
         return not any(hasattr(w, "value") or isinstance(w, Tensor) for w in weights) and weights == (0, 1)
 
     def check_data(self, data: Any) -> None:
-        """Refuse to learn from labels alone where there are none, and warn where some are expected, before `fit` starts.
+        """Before `fit` starts, refuse to learn from labels alone where there are none, and warn of data without any.
 
         Args:
             data: a `Split` of the model's arguments, the labels called as the site.
