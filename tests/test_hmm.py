@@ -512,7 +512,7 @@ def test_arguments_of_another_kind_are_refused():
         BayesianHMM((4, 2), 2, class_concentration=math.inf)
     with pytest.raises(ValueError, match="num_classes is 1, expected at least 2"):
         BayesianHMM((4, 2), 2, num_classes=1)
-    with pytest.raises(TypeError, match="num_classes is 2.5"):
+    with pytest.raises(TypeError, match=r"num_classes is 2\.5"):
         BayesianHMM((4, 2), 2, num_classes=2.5)
     with pytest.raises(ValueError, match="one distribution for each state"):
         HiddenMarkov(MarkovChain(torch.zeros(2), torch.zeros(1, 2, 2), duration=3), dist.Bernoulli(torch.rand(3)))

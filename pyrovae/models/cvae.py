@@ -41,7 +41,7 @@ class CVAE(Pair):
 
     Raises:
         TypeError, ValueError: for sizes that are no positive whole numbers, or a slot that is neither module nor maker;
-            at the call for a y of another shape; in `fit` and evaluations for labels out of range, which are NaN elsewhere.
+            at the call for a y of another shape; in `fit` and evaluations for labels out of range, elsewhere NaN.
 
     Shapes: x (B, *event_shape), y (B,) of whole numbers or (B, *condition_shape), z (B, L).
     Source: Sohn, Lee & Yan 2015, "Learning Structured Output Representation using Deep Conditional Generative Models",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pyrovae.conditionals import Bernoulli, Categorical, DiagonalNormal, FixedNormal
 from pyrovae.conditionals.base import Conditional, positive
 from pyrovae.distributions import HiddenMarkov, MarkovChain
-from pyrovae.models.base import Functions, Pair, data_plate
+from pyrovae.models.base import Functions, Pair
+from pyrovae.models.batches import data_plate
 from pyrovae.models.mixture import at_least_two_classes
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape
@@ -197,8 +198,8 @@ class BayesianHMM(Pair):
             `fit` has to be told batch_size=N.
 
     Raises:
-        TypeError, ValueError: for sizes that are no positive whole numbers, fewer than two classes, or concentrations that
-            are not positive.
+        TypeError, ValueError: for sizes that are no positive whole numbers, fewer than two classes, or concentrations
+            that are not positive.
 
     Shapes: x (B, T, \*step) whole numbers from 0 to C - 1; lengths (B,), by default T; global sites initial (S,),
     transition (S, S), emission (S, \*step, C).
