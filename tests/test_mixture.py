@@ -241,6 +241,29 @@ def test_k_means_starts_at_the_clusters():
     torch.testing.assert_close(pair.component_weights, torch.full((3,), 1 / 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+@pytest.mark.parametrize("make", [GaussianMixture, BayesianGaussianMixture, CategoricalMixture])
+def test_data_of_another_dtype_take_the_pairs(make, dtype):
+    x = bits().to(dtype) if make is CategoricalMixture or dtype == torch.int64 else blobs(dim=3)
+    found = []
+    for data in (x, x.float()):
+        torch.manual_seed(1)
+        pair = make(3, 2).float().initialise_(data, shares(len(x), 2))
+        before = [value.clone() for value in pair.parameters()]
+        pair.maximize({"c": shares(len(x), 2, seed=2)}, data)
+        found.append([*before, *pair.parameters()])
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES.values())
+def test_em_takes_data_of_another_dtype_as_the_pairs(covariance):
+    losses = []
+    for x in (blobs(), blobs().float()):
+        pair = GaussianMixture(2, 3, covariance=covariance).float().initialise_(x)
+        losses.append(pv.fit_em(pair, x, m_step=pair.maximize, max_epochs=3).history["train_loss"])
+    assert losses[0] == losses[1]
+
+
 def test_samples_have_the_mixtures_moments():
     x = blobs()
     pair = gaussian("full", x, torch.eye(3).repeat_interleave(30, 0))

@@ -145,7 +145,7 @@ def cluster_accuracy(labels: Labels, assigned: Labels) -> float:
 
     Args:
         labels: the truth, (N,): whole numbers or names. A datum of label -1, unknown, is left out.
-        assigned: clusters, (N,): likewise, in any numbering, as many of them as you like; -1 is one like the others.
+        assigned: clusters, (N,): likewise, in any numbering and number; -1 is a cluster like the others.
 
     Returns:
         in (0, 1], 1 where clusters are labels but for their names.
@@ -213,7 +213,5 @@ def _pair_of(name: str, labels: Labels, assigned: Labels) -> tuple[np.ndarray, n
         )
     known = first != -1 if first.dtype.kind in "iuf" else np.full(len(first), fill_value=True)
     if not known.any():
-        raise ValueError(
-            f"all {len(first)} {name} are -1, unknown, and there is nothing to agree with; pass known ones"
-        )
+        raise ValueError(f"all {len(first)} {name} are -1, unknown, so that nothing agrees; pass known ones")
     return first[known], second[known]

@@ -7,24 +7,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.data import Data, Split, Stream, match
 from pyrovae.data.seeds import ORDER, seeded_generator
-from pyrovae.models.base import (
-    Functions,
-    PairLike,
-    as_pair,
-    check_rows,
-    evaluation_mode,
-    isolated_random_state,
-    structure,
-)
+from pyrovae.models.base import Functions, PairLike, as_pair, evaluation_mode, isolated_random_state, structure
+from pyrovae.models.batches import check_rows, home
 
 __all__ = ["BUDGET", "Evaluation", "check_counts", "evaluating", "first_rows", "fixed_rows", "held_out"]
 
@@ -101,7 +93,7 @@ class Evaluation:
             fitting = max(1, BUDGET // (particles * max(1, math.prod(self.rows.event_shape))))
             batch_size = len(self.rows) if isinstance(self.pair.guide, AutoGuide) else min(ROWS, fitting)
         self.batch_size = min(batch_size, len(self.rows))
-        self.device, self.dtype = _home(self.pair)
+        self.device, self.dtype = home(self.pair)
         self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
         with self.ready(seed):
             self.known = structure(self.pair, *self.batch(), plate=plate)
@@ -203,16 +195,3 @@ def _chosen(rows: Split | Stream, count: int | None, seed: int) -> Split | Strea
         return rows.subset(order[:count])
     tensors = dict(zip(rows.names, next(rows.batches(count, seed=seed, epoch=0)), strict=True))
     return Split({name: tensors[name] for name in rows.fields if name in tensors}).select(*rows.names)
-
-
-def _home(pair: PairLike) -> tuple[torch.device | None, torch.dtype | None]:
-    """Device and dtype that the pair's parameters have in common."""
-    owners = [getattr(part, "__self__", part) for part in (pair if isinstance(pair, tuple) else [pair])]
-    inner = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
-    modules = [module for module in [*owners, *inner] if isinstance(module, nn.Module)]
-    tensors = [tensor for module in modules for tensor in module.parameters()]
-    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    if not tensors:  # parameters in Pyro's store, which may be another program's
-        tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters() if tensor.device.type != "cpu"]
-    devices = {tensor.device for tensor in tensors}
-    return devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None

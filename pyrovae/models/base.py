@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
@@ -30,8 +29,6 @@ __all__ = [
     "PairLike",
     "Structure",
     "as_pair",
-    "check_rows",
-    "data_plate",
     "evaluation_mode",
     "isolated_random_state",
     "random_sites",
@@ -132,32 +129,6 @@ def as_pair(pair: Any) -> PairLike:
         f"pair is {type(pair).__name__} {str(pair)[:60]!r}, not a model with its guide; "
         "pass an object with methods model and guide, or a tuple (model, guide) of two callables"
     )
-
-
-def data_plate(x: Tensor, size: int | None) -> Any:
-    """The plate "data" of the rows x, which are a part of `size` data, or by default all of them."""
-    if size is None:
-        return pyro.plate("data", len(x))
-    return pyro.plate("data", size, subsample=torch.arange(len(x), device=x.device))
-
-
-def check_rows(pair: Any, batch: tuple[Any, ...], argument: str, start: int = 0) -> None:
-    """Have a pair refuse what is no batch of its own, by its `check_batch`, if it has one.
-
-    Args:
-        pair: any.
-        batch: rows of the data from number `start` on.
-        argument: what the data are called.
-
-    Raises:
-        ValueError: what `check_batch` says, and of which data.
-    """
-    own = getattr(pair, "check_batch", None)
-    if callable(own):
-        try:
-            own(*batch)
-        except ValueError as error:
-            raise ValueError(f"{argument}{f', rows from {start} on' if start else ''}: {error}") from None
 
 
 @dataclass

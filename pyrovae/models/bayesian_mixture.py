@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrovae.conditionals.base import positive
-from pyrovae.models.base import Functions, data_plate, isolated_random_state
+from pyrovae.models.base import Functions, isolated_random_state
+from pyrovae.models.batches import data_plate
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture, Mixture, floored_log
 from pyrovae.models.vae import filled
@@ -92,7 +93,7 @@ class _BayesianMixture(Mixture):
         """Make q(pi) q(theta) the posterior given q(c): the other half of coordinate ascent, see `expected`."""
         shares = responsibilities["c"].to(self.log_concentration)
         self.log_concentration.copy_((self.prior_concentration + shares.sum(0)).log())
-        self.components.update_(shares, x)
+        self.components.update_(shares, x.to(shares))
 
     @property
     def component_weights(self) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pyrovae.conditionals import Bernoulli, Categorical, DiagonalNormal, FixedNormal
 from pyrovae.conditionals.base import Conditional, positive
 from pyrovae.distributions import HiddenMarkov, MarkovChain
-from pyrovae.models.base import Functions, Pair, data_plate
+from pyrovae.models.base import Functions, Pair
+from pyrovae.models.batches import data_plate
 from pyrovae.models.mixture import at_least_two_classes
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape

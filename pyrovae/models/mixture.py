@@ -195,7 +195,7 @@ class GaussianMixture(_Summed):
         return self.covariance(self.loc[c], c)
 
     def maximize(self, responsibilities: Mapping[str, Tensor], x: Tensor) -> None:  # noqa: D102
-        shares = responsibilities["c"].to(self.loc)
+        shares, x = responsibilities["c"].to(self.loc), x.to(self.loc)
         self.weigh_(shares)
         counts, sums = shares.sum(0), torch.tensordot(shares.T, x, 1)
         with torch.no_grad():

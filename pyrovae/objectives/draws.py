@@ -176,7 +176,7 @@ class Draw:
         value = q.site["value"]
         kl = torch.distributions.kl_divergence(*fns) if valid else fns[0].log_prob(value) - fns[1].log_prob(value)
         event_dim = q.site["fn"].event_dim
-        kl = _at_least_float32(kl).flatten(kl.dim() - event_dim) if event_dim else _at_least_float32(kl)[..., None]
+        kl = at_least_float32(kl).flatten(kl.dim() - event_dim) if event_dim else at_least_float32(kl)[..., None]
         kl = p.scale * kl.movedim(-1, 0)  # (D, y dims..., K, nested plates..., B)
         dims = max(kl.dim(), 2 + self.known.max_plate_nesting)
         kl = scale_and_mask(kl.reshape(len(kl), *(1,) * (dims - kl.dim()), *kl.shape[1:]), mask=p.site["mask"])
@@ -197,7 +197,7 @@ class Draw:
             if not same(p.scale, q.scale) or p.site["mask"] is not q.site["mask"]:
                 continue
             try:
-                minus_kl = -_at_least_float32(torch.distributions.kl_divergence(q.site["fn"], p.site["fn"]))
+                minus_kl = -at_least_float32(torch.distributions.kl_divergence(q.site["fn"], p.site["fn"]))
             except NotImplementedError:
                 continue
             masked = scale_and_mask(minus_kl, mask=p.site["mask"])
@@ -331,7 +331,8 @@ def _sum_leading(value: Tensor) -> Tensor:
     return value.flatten(0, -3).sum(0) if value.dim() > 2 else value
 
 
-def _at_least_float32(value: Tensor) -> Tensor:
+def at_least_float32(value: Tensor) -> Tensor:
+    """`value`, in float32 where autocast made it half: for sums and densities."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
@@ -377,7 +378,7 @@ def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
     """
     for site in random_sites(trace):
         check_density(site, in_guide=in_guide)
-        value = _at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
+        value = at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
         yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))
 

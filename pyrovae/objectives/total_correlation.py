@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae.models.base import Structure
 from pyrovae.objectives.base import Objective, weight
-from pyrovae.objectives.draws import Term
+from pyrovae.objectives.draws import Term, at_least_float32
 from pyrovae.objectives.particles import PARTICLES
 from pyrovae.objectives.weights import Ledger
 
@@ -115,7 +115,7 @@ def _pairwise(draw: Any, name: str) -> Tensor:
     base = site["fn"].base_dist if event_dim else site["fn"]
     z = site["value"].movedim(-1 - event_dim, 0).unsqueeze(-1 - event_dim)  # (B, K, ..., 1, *event)
     log_q = base.log_prob(z).reshape(draw.rows, draw.num_particles, draw.rows, -1)
-    log_q = log_q.float() if log_q.dtype in (torch.bfloat16, torch.float16) else log_q
+    log_q = at_least_float32(log_q)
     return log_q.permute(3, 1, 0, 2)
 
 

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from pyrovae.data import match
 from pyrovae.models.base import Functions, PairLike, Structure, as_pair, isolated_random_state, structure
+from pyrovae.models.batches import home
 from pyrovae.objectives import exact_posterior, ledger, mean_field_posterior
 from pyrovae.objectives.classical import summed
 from pyrovae.objectives.hmc import Chains
@@ -250,7 +251,7 @@ def fit_em(
 
     Args:
         pair: see `pyrovae.as_pair`; `Exact` and `CoordinateAscent` and `MonteCarlo` never run its guide.
-        data: see `pyrovae.data.match`; on the device of the pair's parameters.
+        data: see `pyrovae.data.match`; batches go to the device of the pair's parameters, real numbers in their dtype.
         e_step: see there. Default: `Exact()`.
         m_step: an `Ascent`, or a function called with `(responsibilities, *batch)` that sets the model's parameters,
             responsibilities holding q of each enumerated site, (nested plates..., B, C). Default: `Ascent(10)`.
@@ -296,7 +297,8 @@ def fit_em(
         seed = int(torch.randint(2**31, ()))
     climbs = copy.copy(Ascent(10) if m_step is None else m_step)
     with isolated_random_state(seed):
-        first = next(rows.sequential(batch_size))
+        place = partial(_placed, *home(pair))
+        first = place(next(rows.sequential(batch_size)))
         ready = (Exact() if e_step is None else e_step).begin(pair, first, plate, objective)
         parameters = _owned(pair if isinstance(ready, Ascent) else Functions(pair.model, _nothing), first)[0]
         if isinstance(climbs, Ascent) and not parameters:
@@ -308,7 +310,8 @@ def fit_em(
         began, before = time.monotonic(), math.inf
         while run.epoch < max_epochs and not run.stopping:
             total = 0.0
-            for batch in rows.sequential(batch_size) if whole else rows.batches(batch_size, seed=seed, epoch=run.epoch):
+            given = rows.sequential(batch_size) if whole else rows.batches(batch_size, seed=seed, epoch=run.epoch)
+            for batch in map(place, given):
                 q = ready(*batch, whole=whole)
                 with torch.no_grad():
                     loss = -float(q.mean())
@@ -330,6 +333,10 @@ def fit_em(
             run.stopping |= tolerance is not None and abs(before - loss) < tolerance
             before = loss
     return run
+
+
+def _placed(device: torch.device | None, dtype: torch.dtype | None, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in batch)
 
 
 def _backward(q: Expectation, parameters: Sequence[Tensor]) -> Tensor:

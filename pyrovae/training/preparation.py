@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.data import Data, Split, Stream, match
-from pyrovae.models.base import Functions, PairLike, Structure, check_rows, structure
+from pyrovae.models.base import Functions, PairLike, Structure, structure
+from pyrovae.models.batches import check_rows
 
 __all__ = ["check_support", "prepare", "splits"]
 

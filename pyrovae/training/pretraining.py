@@ -18,6 +18,7 @@ from pyrovae.models.autoencoder import Autoencoder
 from pyrovae.models.base import evaluation_mode
 from pyrovae.models.vae import filled
 from pyrovae.nets import MLP
+from pyrovae.objectives.draws import at_least_float32
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Run
 from pyrovae.training.preparation import splits
@@ -187,16 +188,12 @@ class _Code(nn.Module):
     """The features themselves as code."""
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
-        return dist.Delta(_at_least_float32(features), event_dim=1)
+        return dist.Delta(at_least_float32(features), event_dim=1)
 
 
 class _SquaredError(nn.Module):
     """N(features, I): half the squared error of the codes before, and its constant."""
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
-        loc = _at_least_float32(features)
+        loc = at_least_float32(features)
         return dist.Normal(loc, loc.new_ones(())).to_event(1)
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # under autocast
