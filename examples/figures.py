@@ -55,9 +55,11 @@ def main() -> None:
     for run in seeds("semi_supervised"):
         errors = ", ".join(f"{name} {value:.1f} %" for name, value in run["error"].items())
         print(f"digits, {run['labels']} labels, seed {run['seed']}, test errors: {errors}")
-    codes = [*json.loads((RESULTS / "vq" / "digits.json").read_text())["seeds"].values()]
-    for name in ("perplexity", "bound_uniform_prior", "bound_learned_prior"):
-        print(f"digits, VQ-VAE, {name}: {spread([run[name] for run in codes], unit='')}")
+    for run in seeds("vq"):
+        for name in [key for key in run["mean"] if key.startswith(("perplexity", "bound"))]:
+            levels = run["setting"].get("levels", 1)
+            values = [one[name] for one in run["seeds"].values()]
+            print(f"digits, VQ-VAE of {levels} level(s), {name}: {spread(values, unit='')}")
     discrete = json.loads((RESULTS / "discrete_latents.json").read_text())
     for name in [key for key in discrete if "seeds" in discrete[key]]:
         values = [run["log_likelihood"] for run in discrete[name]["seeds"].values()]
