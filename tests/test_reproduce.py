@@ -188,6 +188,25 @@ def test_a_start_that_is_cut_off_goes_on_and_is_part_of_the_cell(tmp_path, monke
     }
 
 
+def test_a_cell_that_was_cut_off_after_its_start_does_not_start_again(tmp_path):
+    calls = []
+
+    def start(pair, data, schedule, *, seed, out, **options):
+        calls.append(seed)
+        with torch.no_grad():
+            pair.likelihood.head.layer.bias.fill_(7.0)
+        return True
+
+    result = dataclasses.replace(RESULT, cells={"started": Cell(small, start=start)})
+    for budget in (0.0, 10.0):
+        with torch.random.fork_rng():
+            reproduce("s", result, cells=["started"], seeds=[0], schedule=RESULT.reduced, budget=budget, device="cpu")
+        assert len(records(tmp_path / "results")) == (budget > 0)
+    assert calls == [0]
+    kept = pv.load(tmp_path / "runs" / "reproduce" / "s" / str(RESULT.reduced) / "started_seed_0").pair
+    assert (kept.likelihood.head.layer.bias > 6).all()
+
+
 def test_cells_of_codes_and_without_a_pair(tmp_path, monkeypatch):
     monkeypatch.setattr(vade, "RESTARTS", 1)
     found = clusters(tmp_path, "GMM", "AE+GMM", "AAE+GMM", "VaDE")
