@@ -41,7 +41,7 @@ class Schedule:
         num_samples: importance samples of the test log-likelihood.
         lr: learning rate at the start.
         decay: what the learning rate has been multiplied by at the end, by the same factor each epoch.
-        pretraining: epochs of what a cell's `start` trains before.
+        pretraining: epochs of what a cell's `start` trains before; cells without a start train so many more.
     """
 
     epochs: int
@@ -197,12 +197,13 @@ def run_cell(
     if cell.without_pair is not None:
         record |= {"epochs": 0, "fit_seconds": 0.0, "device": "cpu", **cell.without_pair(data, seed)}
     else:
+        epochs = schedule.epochs + (0 if cell.start else schedule.pretraining)
         options = {
             "objective": cell.objective(data, schedule),
-            "max_epochs": schedule.epochs,
+            "max_epochs": epochs,
             "batch_size": schedule.batch_size,
             "lr": schedule.lr,
-            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / schedule.epochs)),
+            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / epochs)),
             **(cell.options(data) if callable(cell.options) else cell.options),
         }
         common = {"accelerator": device, "callbacks": [OutOfTime(deadline)], "validation": False}
