@@ -98,8 +98,13 @@ def test_codes_without_a_mean():
         encode((model, guide), x, site="c")
     with pytest.raises(ValueError, match="the guide samples no continuous latent for each datum, only"):
         encode((model, guide), x)
+
+    def seen(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(x.new_zeros(()), 1.0), obs=x)
+
     with pytest.raises(ValueError, match="the guide samples no continuous latent for each datum, nothing at all"):
-        encode((lambda x: model(x), lambda x: None), x)
+        encode((seen, lambda x: None), x)
     with pytest.raises(ValueError, match="'nope' is no latent that the guide samples"):
         encode((model, guide), x, site="nope")
 

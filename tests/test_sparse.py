@@ -142,11 +142,11 @@ def test_sparse_equals_dense(make, compile):
     assert torch.equal(*[pv.log_likelihood(pairs[0], x, num_samples=20).per_datum for x in both])
 
 
-@pytest.mark.parametrize(("value", "low"), [(-1.0, "-1"), (0.5, "0")])
-def test_fit_refuses_what_are_no_counts_by_row(value, low):
+@pytest.mark.parametrize(("value", "what"), [(-1.0, "negative"), (0.5, "fractional")])
+def test_fit_refuses_what_are_no_counts_by_row(value, what):
     matrix = random_counts().astype(float).tolil()
     matrix[4, 5] = value
-    with pytest.raises(ValueError, match=rf"x of data has values that site 'x' cannot give: row 4 lies in \[{low}"):
+    with pytest.raises(ValueError, match=f"x has {what} counts in row 4; counts of words are 0, 1, 2"):
         pv.fit(pv.NVDM(12, 3), matrix.tocsr(), max_epochs=1, progress=False)
 
 

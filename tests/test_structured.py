@@ -199,7 +199,7 @@ def test_what_can_not_be_done_is_said():
     pair = StructuredHMM((3, 4), 2, 2, hidden=(5,))
     x = torch.rand(4, 3, 4).round()
     with pytest.raises(ValueError, match="no reparametrised samples"):
-        fit(pair, (x, LENGTHS), max_epochs=1, batch_size=4, progress=False)
+        fit(pair, (x, LENGTHS), objective=ELBO(), max_epochs=1, batch_size=4, progress=False)
     with pytest.raises(TypeError, match="StructuredVAE has no states_summed"):
         fit(StructuredVAE(4, 2, 3, hidden=(5,)), x[:, 0], objective=StatesSummed(), max_epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"lengths of 1 sequences are not in 1 ... 3, the first 0"):

@@ -39,6 +39,7 @@ class Step(nn.Module):
 
     >>> from pyrovae.models import VAE
     >>> from pyrovae.models.base import structure
+    >>> from pyrovae.objectives import ELBO
     >>> vae, x = VAE((4,), latent_dim=2), torch.ones(3, 4)
     >>> Step(vae, ELBO(), structure(vae, x))(x).shape
     torch.Size([])
