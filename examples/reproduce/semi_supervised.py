@@ -13,6 +13,7 @@ alpha is theirs, 0.1 N / N_lab for each labelled row, divided by how often it co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,20 +122,34 @@ PAPER = {  # those that have been seen in a source
 }
 TIMES = {100: 10, 600: 2, 1000: 1, 3000: 1}  # so that a batch of 100 has about two labelled rows or more
 
+
+def by_labels(name: str, made: Callable[[int], dict[str, Any]]) -> dict[str, Cell]:
+    """A cell for each number of labels; `made` gives its pair and its data."""
+    return {
+        f"{name} {n}": Cell(
+            objective=partial(objective, num_labels=n),
+            paper=paper,
+            options=lambda data: {"optimizer": with_prior(data)},
+            evaluate=error,
+            **made(n),
+        )
+        for n, paper in zip(LABELS, PAPER[name], strict=True)
+    }
+
+
+def of_pixels(n: int) -> dict[str, Any]:
+    return {"pair": m2_of_pixels, "prepare": partial(labels_hidden, num_labels=n, times=TIMES[n])}
+
+
+def of_features(n: int) -> dict[str, Any]:
+    pair = partial(m2_of_features, hidden=300 if n == 100 else 500)
+    return {"pair": pair, "prepare": partial(features, num_labels=n, times=TIMES[n], epochs=40)}
+
+
 M2 = Result(
     source="Kingma et al. 2014, table 1, MNIST, M2 by number of labels; test error, % (Pyro's: 6.81, 5.63, 5.13, 4.18)",
     load=lambda root: pv.data.load("mnist", root=root),
-    cells={
-        f"M2 {n}": Cell(
-            m2_of_pixels,
-            partial(objective, num_labels=n),
-            paper=paper,
-            prepare=partial(labels_hidden, num_labels=n, times=TIMES[n]),
-            options=lambda data: {"optimizer": with_prior(data)},
-            evaluate=error,
-        )
-        for n, paper in zip(LABELS, PAPER["M2"], strict=True)
-    },
+    cells=by_labels("M2", of_pixels),
     paper=Schedule(epochs=3000, batch_size=500, num_samples=1, lr=3e-4),
     reduced=Schedule(epochs=15, batch_size=100, num_samples=1, lr=1e-3, decay=0.1),
     figure="error",
@@ -143,17 +158,7 @@ M2 = Result(
 M1_M2 = Result(
     source="Kingma et al. 2014, table 1, MNIST, M1+M2 by number of labels; test error, %",
     load=lambda root: pv.data.load("mnist", root=root),
-    cells={
-        f"M1+M2 {n}": Cell(
-            partial(m2_of_features, hidden=300 if n == 100 else 500),
-            partial(objective, num_labels=n),
-            paper=paper,
-            prepare=partial(features, num_labels=n, times=TIMES[n], epochs=40),
-            options=lambda data: {"optimizer": with_prior(data)},
-            evaluate=error,
-        )
-        for n, paper in zip(LABELS, PAPER["M1+M2"], strict=True)
-    },
+    cells=by_labels("M1+M2", of_features),
     paper=Schedule(epochs=3000, batch_size=500, num_samples=1, lr=3e-4),
     reduced=Schedule(epochs=80, batch_size=100, num_samples=1, lr=1e-3, decay=0.1),
     figure="error",

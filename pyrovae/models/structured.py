@@ -147,9 +147,9 @@ class StructuredVAE(_Switching):
         potential: Slot = GaussianPotential,
         likelihood: Slot = Bernoulli,
     ) -> None:
-        self_event = as_shape(event_shape)
+        shape = as_shape(event_shape)
         super().__init__(
-            self_event,
+            shape,
             latent_dim,
             num_states,
             hidden=hidden,
@@ -158,7 +158,7 @@ class StructuredVAE(_Switching):
             potential=potential,
             likelihood=likelihood,
         )
-        self.event_shape = self_event
+        self.event_shape = shape
 
     def model(self, x: Tensor) -> None:
         """s ~ Cat(pi), z | s, x | z, for each row of x."""
