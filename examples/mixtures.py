@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 import pyrovae as pv
 from pyrovae import reports
 from pyrovae.models.conjugate import NormalWishart
-from pyrovae.models.covariances import FullCovariance
+from pyrovae.priors.covariances import FullCovariance
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import CVAE, VAE, HierarchicalVAE, LadderVAE, conjugate, covariances, flow
+from pyrovae.models import CVAE, VAE, HierarchicalVAE, LadderVAE, conjugate, flow
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.local import MeanField
 from pyrovae.models.rebuild import build, describe
@@ -59,6 +59,7 @@ from pyrovae.objectives import (
     log_weights,
 )
 from pyrovae.objectives.weights import is_point
+from pyrovae.priors import covariances
 from pyrovae.training.step import Step
 
 # Pairs: a name, and what makes (pair, batch), the batch of at least three different rows ---------------------------
@@ -476,6 +477,10 @@ PAIRS: dict[str, Callable[[], tuple[Any, tuple[Tensor, ...]]]] = {
         (TOPICS,),
     ),
     "VaDE": lambda: (models.VaDE(6, 2, 3, hidden=(7,), spread=0.98), (bits(6),)),
+    "VaDE, full": lambda: (
+        models.VaDE(6, 2, 3, hidden=(7,), spread=0.98, covariance=covariances.FullCovariance),
+        (bits(6),),
+    ),
     "VaDE factorised": lambda: (models.MeanFieldVaDE(6, 2, 3, hidden=(7,), spread=0.3), (bits(6),)),
     "InpaintingVAE": partial(with_mask, models.InpaintingVAE, bits(6)),
     "InpaintingVAE convolutional": partial(

@@ -21,7 +21,7 @@ from pyrovae import distributions, reports
 from pyrovae.evaluation import generate
 from pyrovae.models import BayesianCategoricalMixture, BayesianGaussianMixture, CategoricalMixture, GaussianMixture
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma, NormalWishart
-from pyrovae.models.covariances import DiagonalCovariance, FullCovariance, TiedCovariance
+from pyrovae.priors.covariances import DiagonalCovariance, FullCovariance, TiedCovariance
 from pyrovae.training.step import Step
 
 EXACT = {"min_scale": 0.0}

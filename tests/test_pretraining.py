@@ -124,6 +124,28 @@ def test_validation_rows_are_encoded_too_and_runs_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["finetune", "layer_1", "layer_2", "layer_3"]
 
 
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_resumed_is_as_if_never_cut_off(tmp_path, at):
+    """Interrupted in the first layer, the second, or the fine-tuning, after an epoch of each."""
+    options = {**QUIET, "max_epochs": 2, "finetune_epochs": 2, "lr": 1e-2}
+    whole, cut, again = stack(), stack(), stack()
+    pretrain_stacked(whole, rows(), **options)
+    epochs = []
+
+    def stop(run):
+        epochs.append(run.epoch)
+        run.interrupted = len(epochs) == 2 * at + 1
+
+    runs = pretrain_stacked(cut, rows(), out=tmp_path, callbacks=[stop], **options)
+    assert [run.epoch for run in runs] == [2] * at + [1]
+    before = whole.state_dict()
+    assert not all(torch.equal(cut.state_dict()[name], value) for name, value in before.items())
+    runs = pretrain_stacked(again, rows(), out=tmp_path, resume=True, **options)
+    assert [run.epoch for run in runs] == [2, 2, 2, 2]
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in before.items())
+    assert [len(run.history["train_loss"]) for run in runs] == [2, 2, 2, 2]
+
+
 def test_a_linear_pair_is_one_layer():
     pair = VAE(6, 2, hidden=(), likelihood=FixedNormal)
     assert len(pretrain_stacked(pair, rows().flatten(1), max_epochs=1, finetune_epochs=1, **QUIET)) == 2
@@ -142,7 +164,8 @@ def test_options_of_fit_hold_for_each_layer(options):
         (partial(stack, mirror=(4,)), {}, r"the decoder's \[4\]"),
         (partial(VAE, (1, 8, 8), 2, encoder=nets.ConvEncoder), {}, "encoder is a ConvEncoder"),
         (lambda: nn.Linear(2, 2), {}, "Linear without encoder"),
-        (stack, {"resume": True}, "resume is no argument"),
+        (stack, {"objective": pv.ELBO()}, "objective is no argument"),
+        (stack, {"resume": True}, "resume"),
         (stack, {"max_epochs": 0}, "max_epochs is 0"),
         (stack, {"corruption": 0.2}, "corruption is 0.2"),
     ],

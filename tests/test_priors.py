@@ -33,6 +33,7 @@ from pyrovae.priors import (
     StandardNormal,
     VampPrior,
 )
+from pyrovae.priors.covariances import DiagonalCovariance, FullCovariance
 from pyrovae.training.step import Step
 
 
@@ -80,6 +81,7 @@ def of_pair(prior, **options):
 PRIORS = {  # each made by its event shape
     "standard": StandardNormal,
     "mixture": partial(GaussianMixture, num_components=3, spread=0.9),
+    "mixture, full": partial(GaussianMixture, num_components=3, spread=0.9, covariance=FullCovariance),
     "Vamp": of_pair(VampPrior, num_components=3, data=points()),
     "Vamp with learned weights": of_pair(VampPrior, num_components=3, data=points(), learn_weights=True),
     "aggregated": of_pair(AggregatedPosterior, points=points()),
@@ -234,11 +236,12 @@ def test_bad_event_shapes_are_refused(event_shape, error, message):
 
 
 def test_one_component_is_a_normal():
-    prior = GaussianMixture(3, num_components=1).double()
+    without_floor = partial(DiagonalCovariance, min_scale=0.0)
+    prior = GaussianMixture(3, num_components=1, covariance=without_floor).double()
     z = torch.randn(6, 3, dtype=torch.float64)
-    normal = dist.Normal(prior.loc[0], prior.log_scale[0].exp()).to_event(1)
+    normal = dist.Normal(prior.loc[0], prior.covariance.log_scale[0].exp()).to_event(1)
     assert torch.allclose(prior().log_prob(z), normal.log_prob(z), atol=1e-14)
-    fixed = GaussianMixture(3, num_components=1, spread=0.0).double()
+    fixed = GaussianMixture(3, num_components=1, spread=0.0, covariance=without_floor).double()
     assert torch.allclose(fixed().log_prob(z), StandardNormal(3).double()().log_prob(z), atol=1e-14)
 
 
@@ -247,12 +250,12 @@ def test_mixture_density_by_hand():
     prior = GaussianMixture(2, num_components=3).double()
     with torch.no_grad():
         prior.logits.copy_(torch.tensor([0.3, -1.0, 0.5]))
-        prior.log_scale.copy_(torch.randn(3, 2))
+        prior.covariance.log_scale.copy_(torch.randn(3, 2))
     z = torch.randn(4, 2, dtype=torch.float64)
     weights = prior.logits.exp() / prior.logits.exp().sum()
     total = sum(
         w * torch.exp(-0.5 * ((z - m) / s) ** 2).prod(-1) / (2 * math.pi * s.prod())
-        for w, m, s in zip(weights, prior.loc, prior.log_scale.exp(), strict=True)
+        for w, m, s in zip(weights, prior.loc, prior.scale, strict=True)
     )
     assert torch.allclose(prior().log_prob(z), total.log(), atol=1e-12)
 

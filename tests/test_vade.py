@@ -15,8 +15,10 @@ from pyrovae import conditionals, priors
 from pyrovae.models import VAE, MeanFieldVaDE, VaDE
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, IWAE, ledger, log_weights
+from pyrovae.priors.covariances import DiagonalCovariance, FullCovariance, TiedCovariance
 from pyrovae.training.step import Step
 
+COVARIANCES = [{}, {"covariance": FullCovariance}, {"covariance": TiedCovariance}]
 X = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)).round().double()
 
 
@@ -24,9 +26,19 @@ def small(cls=VaDE, num_components=3, **options):
     pyro.set_rng_seed(0)
     pair = cls(6, 2, num_components, hidden=(7,), **{"spread": 0.4, **options}).double()
     with torch.no_grad():  # nothing at its start: weights, scales and means all say something
-        for parameter in (pair.prior.logits, pair.prior.log_scale, pair.posterior.head.layer.bias):
+        for parameter in (pair.prior.logits, *pair.prior.covariance.parameters(), pair.posterior.head.layer.bias):
             parameter.add_(0.5 * torch.randn_like(parameter))
     return pair
+
+
+def sigmas(prior):
+    """Sigma of each component, from the parameters."""
+    if isinstance(prior.covariance, DiagonalCovariance):
+        return [torch.diag(0.01**2 + torch.exp(2 * s)) for s in prior.covariance.log_scale]
+    raw = prior.covariance.raw_tril
+    factors = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
+    own = factors @ factors.mT + 1e-3**2 * torch.eye(raw.size(-1), dtype=raw.dtype)
+    return own.expand(prior.num_components, -1, -1)
 
 
 def brute_force(pair, x, z):
@@ -34,24 +46,27 @@ def brute_force(pair, x, z):
     p = pair.prior
     weights, log_x = torch.softmax(p.logits, 0), pair.likelihood(pair.decoder(z)).log_prob(x)
     rows = []
-    for c in range(p.num_components):
-        scale = 0.01 + torch.exp(p.log_scale[c])
-        log_z = -0.5 * ((z - p.loc[c]) / scale) ** 2 - torch.log(scale) - 0.5 * math.log(2 * math.pi)
-        rows.append(torch.log(weights[c]) + log_z.sum(-1) + log_x)
+    for c, covariance in enumerate(sigmas(p)):
+        residual = z - p.loc[c]
+        log_z = -0.5 * (residual @ torch.linalg.inv(covariance) * residual).sum(-1)
+        log_z = log_z - 0.5 * torch.log(torch.det(2 * math.pi * covariance))
+        rows.append(torch.log(weights[c]) + log_z + log_x)
     return torch.stack(rows)
 
 
-def test_each_weight_is_the_sum_over_clusters():
-    pair = small()
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_each_weight_is_the_sum_over_clusters(covariance):
+    pair = small(**covariance)
     drawn = ledger(pair, X, num_particles=4)
     for weights, z in zip(drawn.log_weights(), drawn.values["z"], strict=True):
         want = brute_force(pair, X, z).logsumexp(0) - pair.posterior_of(X).log_prob(z)
         torch.testing.assert_close(weights, want, rtol=0, atol=1e-12)
 
 
-def test_the_bound_is_that_of_stock_pyro_and_of_the_vae_with_that_prior():
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_bound_is_that_of_stock_pyro_and_of_the_vae_with_that_prior(covariance):
     """Same seed, same z: TraceEnum_ELBO sums c, the VAE's prior has it summed, and so does this library."""
-    pair = small()
+    pair = small(**covariance)
     vae = VAE(6, 2, hidden=(7,), encoder=pair.encoder, decoder=pair.decoder, prior=pair.prior,
               posterior=pair.posterior, likelihood=pair.likelihood)  # fmt: skip
     losses = []
@@ -87,9 +102,10 @@ def test_one_component_is_the_vae_with_that_normal_as_prior(cls):
         assert values[0] == pytest.approx(values[1], abs=1e-11)
 
 
-def test_the_factorised_bound_lies_below_by_the_kl_of_its_clusters():
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_factorised_bound_lies_below_by_the_kl_of_its_clusters(covariance):
     """For every z that is drawn: log w - E_q(c|x) [log w(c) - log q(c|x)] = KL(q(c | x) || p(c | z))."""
-    loose = small(MeanFieldVaDE)
+    loose = small(MeanFieldVaDE, **covariance)
     drawn = ledger(loose, X)
     (z,), q = drawn.values["z"].reshape(1, 5, 2), loose.cluster_given(X)
     joint = brute_force(loose, X, z).T  # (B, C)
@@ -124,10 +140,24 @@ def test_the_factorised_guides_clusters_are_the_best_of_their_kind():
         assert (kl(other) > kl(q)).all()
 
 
-def test_the_floor_holds_however_far_the_scale_falls():
-    pair = small(min_scale=0.05)
+@pytest.mark.parametrize("covariance", COVARIANCES[1:])
+def test_the_factorised_guides_clusters_are_the_best_under_full_covariances_too(covariance):
+    """q(c | x) proportional to pi_c exp -KL(q(z|x) || p(z|c)), by torch's KL of two full Normals."""
+    pair = small(MeanFieldVaDE, **covariance)
     with torch.no_grad():
-        pair.prior.log_scale.fill_(-40)
+        for parameter in pair.prior.covariance.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    q_z, p = pair.posterior_of(X), pair.prior
+    full = torch.distributions.MultivariateNormal(q_z.mean, q_z.variance.diag_embed())
+    each = [torch.distributions.kl_divergence(full, p.given(torch.tensor(c))) for c in range(3)]
+    want = p.logits.log_softmax(-1) - torch.stack(each, -1)
+    torch.testing.assert_close(pair.cluster_given(X).probs, want.softmax(-1), rtol=0, atol=1e-12)
+
+
+def test_the_floor_holds_however_far_the_scale_falls():
+    pair = small(covariance=partial(DiagonalCovariance, min_scale=0.05))
+    with torch.no_grad():
+        pair.prior.covariance.log_scale.fill_(-40)
     assert pair.prior.given(torch.tensor(1)).base_dist.scale.tolist() == pytest.approx([0.05, 0.05])
     assert math.isfinite(ELBO().loss(pair.model, pair.guide, X))
     assert pair.prior.scale.shape == (3, 2)
@@ -164,15 +194,17 @@ def blobs(rows=300):
     return centres[c] + 0.5 * torch.randn(rows, 2, generator=generator, dtype=torch.float64), c
 
 
-def test_initialise_puts_the_mixture_of_scikit_learn_on_the_codes():
+@pytest.mark.parametrize("covariance", [DiagonalCovariance, FullCovariance, TiedCovariance])
+def test_initialise_puts_the_mixture_of_scikit_learn_on_the_codes(covariance):
     x, c = blobs()
-    pair = identity()
+    x = x @ torch.tensor([[1.0, 0.3], [0.0, 1.0]], dtype=x.dtype)  # correlated
+    pair = identity(covariance=covariance)
     fitted = pair.initialise_(x, seed=4, num_restarts=3, posterior_scale=False)
     floor = 1e-3 * x.var(0, correction=0).mean().item()
-    want = Sklearn(3, covariance_type="diag", n_init=3, reg_covar=floor, random_state=4).fit(x.numpy())
+    kind = {DiagonalCovariance: "diag", FullCovariance: "full", TiedCovariance: "tied"}[covariance]
+    want = Sklearn(3, covariance_type=kind, n_init=3, reg_covar=floor, random_state=4).fit(x.numpy())
     np.testing.assert_allclose(pair.prior.component().probs.detach(), want.weights_, atol=1e-12)
     np.testing.assert_allclose(pair.prior.loc.detach(), want.means_, atol=1e-12)
-    np.testing.assert_allclose(pair.prior.scale.detach() ** 2, want.covariances_, atol=1e-10)
     np.testing.assert_allclose(
         pair.prior().log_prob(x).detach(), want.score_samples(x.numpy()), atol=1e-9
     )  # the density, constants included
@@ -215,12 +247,27 @@ def test_bad_input_is_named():
         VaDE(2, 2, 3, hidden=(4,), posterior=flow).initialise_(x.float(), posterior_scale=False)
     with pytest.raises(ValueError, match="no mean and variance in closed form"):
         log_weights(MeanFieldVaDE(2, 2, 3, hidden=(4,), posterior=flow), x[:3].round().clamp(0, 1).float())
-    with pytest.raises(ValueError, match=r"min_scale is 1\.0"):
-        VaDE(2, 2, 3, min_scale=1.0)
+    with pytest.raises(ValueError, match=r"min_scale is 1\.0 and spread 0\.9"):
+        VaDE(2, 2, 3, covariance=partial(DiagonalCovariance, min_scale=1.0))
+    with pytest.raises(ValueError, match="FullCovariance is over vectors"):
+        priors.GaussianMixture((2, 2), num_components=3, covariance=FullCovariance)
     with pytest.raises(ValueError, match="num_components"):
         VaDE(2, 2, 0)
 
 
-def test_min_scale_of_the_prior_is_a_floor_and_leaves_the_start_as_it_is():
-    prior = priors.GaussianMixture(2, num_components=3, spread=0.6, min_scale=0.1)
+@pytest.mark.parametrize("covariance", [DiagonalCovariance, FullCovariance, TiedCovariance])
+def test_the_floor_of_the_prior_leaves_the_start_as_it_is(covariance):
+    prior = priors.GaussianMixture(2, num_components=3, spread=0.6, covariance=partial(covariance, min_scale=0.1))
+    torch.testing.assert_close(prior.covariance.matrices(), 0.64 * torch.eye(2).expand(3, 2, 2))
     torch.testing.assert_close(prior.scale, torch.full((3, 2), 0.8))
+
+
+@pytest.mark.parametrize("covariance", [DiagonalCovariance, FullCovariance, TiedCovariance])
+def test_variances_and_precisions_are_the_diagonals_of_the_matrices_and_of_their_inverses(covariance):
+    part = covariance(3, 4, min_scale=0.2).double()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    matrices = part.matrices()
+    torch.testing.assert_close(part.variances(), matrices.diagonal(dim1=-2, dim2=-1))
+    torch.testing.assert_close(part.precisions(), torch.linalg.inv(matrices).diagonal(dim1=-2, dim2=-1))

@@ -22,9 +22,9 @@ from torch.distributions.constraints import Constraint
 
 from pyrovae.conditionals.base import positive, vector_length
 from pyrovae.distributions import Wishart
-from pyrovae.models.covariances import Covariance, DiagonalCovariance, FullCovariance, scatter_matrices
 from pyrovae.models.mixture import as_one_hot, at_least_two_classes, product
 from pyrovae.nets import as_shape
+from pyrovae.priors.covariances import Covariance, DiagonalCovariance, FullCovariance, scatter_matrices
 
 __all__ = ["Conjugate", "DirichletClasses", "NormalGamma", "NormalWishart"]
 

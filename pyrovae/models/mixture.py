@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyrovae.models.base import Pair
-from pyrovae.models.covariances import DiagonalCovariance, with_data
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape, leading_shape
+from pyrovae.priors.covariances import DiagonalCovariance, with_data
 
 __all__ = ["CategoricalMixture", "GaussianMixture", "Mixture"]
 
@@ -165,7 +165,7 @@ class GaussianMixture(_Summed):
 
     >>> import pyrovae as pv
     >>> from pyrovae.evaluation import generate
-    >>> from pyrovae.models.covariances import FullCovariance
+    >>> from pyrovae.priors.covariances import FullCovariance
     >>> ends = torch.tensor([[0.0, 0.0], [8.0, 8.0]])
     >>> x = (ends[:, None] + torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))).flatten(0, 1)
     >>> pair = GaussianMixture(2, 2, covariance=FullCovariance).initialise_(x)

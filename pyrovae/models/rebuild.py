@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from pyrovae import conditionals, models, nets, priors
-from pyrovae.models import conjugate, covariances, flow
+from pyrovae.models import conjugate, flow
 from pyrovae.models.base import Pair
 from pyrovae.nets import corruption
+from pyrovae.priors import covariances
 
 __all__ = ["build", "describe", "family", "named", "part", "parts"]
 
@@ -69,13 +70,17 @@ def part(slot: str, value: str | dict[str, Any]) -> Any:
 
     >>> part("likelihood", {"name": "FixedNormal", "scale": 0.1}).keywords
     {'scale': 0.1}
+    >>> part("prior", {"name": "GaussianMixture", "num_components": 3, "covariance": "FullCovariance"}).keywords
+    {'num_components': 3, 'covariance': <class 'pyrovae.priors.covariances.FullCovariance'>}
     """
     options = dict(value) if isinstance(value, dict) else {"name": value}
     name, makers = str(options.pop("name", None)), parts(slot)
     maker = makers[named(name, makers, slot)]
     accepted = list(inspect.signature(maker).parameters)[len(_SLOTS[slot][1]) :]
-    for option in options:
+    for option, given in options.items():
         named(option, accepted, f"option of {name}")
+        if option in _SLOTS:  # a part of the part, such as the covariance of a mixture
+            options[option] = part(option, given)
     return partial(maker, **options) if options else maker
 
 
@@ -131,7 +136,7 @@ def _plain(slot: str, value: Any) -> Any:
         names = {maker: name for name, maker in parts(slot).items()}
         maker = value.func if isinstance(value, partial) and not value.args else value
         if isinstance(maker, type) and maker in names:
-            options = {key: _plain("", option) for key, option in getattr(value, "keywords", {}).items()}
+            options = {key: _plain(key, option) for key, option in getattr(value, "keywords", {}).items()}
             return {"name": names[maker], **options} if options else names[maker]
     if isinstance(value, (tuple, list)):
         return [_plain("", item) for item in value]

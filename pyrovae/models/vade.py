@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from pyrovae.models.base import evaluation_mode, isolated_random_state
 from pyrovae.models.vae import VAE
 from pyrovae.nets import MLP, as_shape
 from pyrovae.priors import GaussianMixture
+from pyrovae.priors.covariances import Covariance, DiagonalCovariance
 
 if TYPE_CHECKING:
     from sklearn import mixture
@@ -31,7 +31,7 @@ FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025)  # of the components' scale, for 
 class VaDE(VAE):
     r"""Variational deep embedding: clusters are the components of a mixture of Normals in the latent space.
 
-        c ~ Cat(pi)        z | c ~ N(mu_c, diag sigma_c^2)        x | z ~ p(x | z)        q(z | x)
+        c ~ Cat(pi)        z | c ~ N(mu_c, Sigma_c)        x | z ~ p(x | z)        q(z | x)
 
     c is enumerated in the model: `TraceEnum_ELBO` and this library's objectives sum it out for each sampled z, which is
     the paper's bound with q(c | x) at its best, p(c | z). x does not depend on c, so that decoder and likelihood run
@@ -48,13 +48,15 @@ class VaDE(VAE):
         hidden: sizes of the hidden layers of the default networks (MLPs of ReLU), from x to z; the decoder has them
             reversed.
         encoder, decoder, posterior, likelihood: as for `VAE`.
+        covariance: Sigma of the clusters; made by `covariance(num_components, latent_dim)`: `DiagonalCovariance`, the
+            paper's, or `FullCovariance`, `TiedCovariance` (`pyrovae.priors.covariances`). Its floor is `min_scale`: the
+            bound has none of a mixture's infinities, because q(z | x) would have to shrink with its component; but
+            gradients for mu grow as 1 / sigma, and a component that few data hold shrinks until one step throws it
+            away.
         spread: standard deviation of the initial mu, see `priors.GaussianMixture`.
-        min_scale: the floor of sigma, in the units of z. The bound has none of a mixture's infinities, because q(z | x)
-            would have to shrink with its component; but gradients for mu grow as 1 / sigma, and a component that few
-            data hold shrinks until one step throws it away.
 
     Raises:
-        TypeError, ValueError: as for `VAE`, and for num_components and the scales.
+        TypeError, ValueError: as for `VAE`, and for num_components, spread and the covariance.
 
     Shapes: x (B, *event_shape), c (B,), z (B, L).
     Source: Jiang et al. 2017, https://arxiv.org/abs/1611.05148, section 3; networks: section 4.2.
@@ -77,8 +79,8 @@ class VaDE(VAE):
         decoder: nn.Module | Callable[..., nn.Module] | None = None,
         posterior: nn.Module | Callable[..., nn.Module] = DiagonalNormal,
         likelihood: nn.Module | Callable[..., nn.Module] = Bernoulli,
+        covariance: Callable[..., Covariance] = partial(DiagonalCovariance, min_scale=0.01),  # noqa: B008
         spread: float = 0.9,
-        min_scale: float = 0.01,
     ) -> None:
         (latent_dim,) = as_shape(latent_dim, "latent_dim")
         relu = partial(MLP, activation=nn.ReLU)
@@ -87,13 +89,13 @@ class VaDE(VAE):
             latent_dim,
             encoder=partial(relu, hidden=hidden) if encoder is None else encoder,
             decoder=relu(latent_dim, tuple(hidden)[::-1]) if decoder is None else decoder,
-            prior=partial(GaussianMixture, num_components=num_components, spread=spread, min_scale=min_scale),
+            prior=partial(GaussianMixture, num_components=num_components, covariance=covariance, spread=spread),
             posterior=posterior,
             likelihood=likelihood,
         )
 
     def model(self, x: Tensor) -> None:
-        """c ~ Cat(pi), z ~ N(mu_c, diag sigma_c^2), x ~ p(x | z), for each row of x."""
+        """c ~ Cat(pi), z ~ N(mu_c, Sigma_c), x ~ p(x | z), for each row of x."""
         with pyro.plate("data", len(x)):
             c = pyro.sample("c", self.prior.component(), infer={"enumerate": "parallel"})
             z = pyro.sample("z", self.prior.given(c))
@@ -102,11 +104,11 @@ class VaDE(VAE):
     def initialise_(
         self, x: Tensor, *, seed: int = 0, num_restarts: int = 10, posterior_scale: bool = True
     ) -> mixture.GaussianMixture:
-        """Set pi, mu and sigma to a mixture fitted to the codes of x, and the posterior's scale to fit it.
+        """Set pi, mu and Sigma to a mixture fitted to the codes of x, and the posterior's scale to fit it.
 
         The codes are the means of q(z | x); scikit-learn's EM fits them from `num_restarts` k-means starts, of which it
-        keeps the likeliest. A thousandth of the codes' variance is added to each variance, which is then at least that
-        of `min_scale`.
+        keeps the likeliest, with covariances of the prior's shape. A thousandth of the codes' variance is added to each
+        variance, which is then at least that of the covariances' floor.
 
         Pretraining without noise says nothing of the posterior's scale. Where `posterior_scale` is True, that becomes
         one fraction of the components' average sigma, the same for all x: the one of FRACTIONS with the highest bound
@@ -144,7 +146,7 @@ class VaDE(VAE):
 
         fitted = mixture.GaussianMixture(
             components,
-            covariance_type="diag",
+            covariance_type=self.prior.covariance.covariance_type,
             n_init=num_restarts,
             reg_covar=1e-3 * float(variance.mean()),
             random_state=seed,
@@ -154,10 +156,9 @@ class VaDE(VAE):
             fitted.fit(codes.numpy(force=True))
         prior = self.prior
         with torch.no_grad():
-            scale = prior.loc.new_tensor(fitted.covariances_).sqrt()
             prior.logits.copy_(prior.loc.new_tensor(fitted.weights_).log())
             prior.loc.copy_(prior.loc.new_tensor(fitted.means_))
-            prior.log_scale.copy_((scale - prior.min_scale).clamp_min(1e-2 * scale).log())
+            prior.covariance.set_(prior.loc.new_tensor(fitted.covariances_))
         if posterior_scale:
             self._scale_posterior(x[: 2 * ROWS], seed)
         return fitted
@@ -201,16 +202,17 @@ class VaDE(VAE):
 class MeanFieldVaDE(VaDE):
     r"""VaDE with the factorised guide, which is a looser bound of the same model.
 
-        q(z, c | x) = q(z | x) q(c | x),    q(c | x) proportional to pi_c exp E_q(z|x) [log N(z; mu_c, diag sigma_c^2)]
+        q(z, c | x) = q(z | x) q(c | x),    q(c | x) proportional to pi_c exp E_q(z|x) [log N(z; mu_c, Sigma_c)]
 
     c is enumerated in the guide. This q(c | x) is the best one for the bound among those that do not see z, and needs
-    no network. The bound lies E_q(z|x) KL(q(c | x) || p(c | z)) below that of `VaDE`, and both parts of its KL have a
-    closed form, E_q(c|x) KL(q(z | x) || p(z | c)) + KL(q(c | x) || pi), which `ELBO` takes.
+    no network. The bound lies E_q(z|x) KL(q(c | x) || p(c | z)) below that of `VaDE`, and with diagonal covariances
+    both parts of its KL have a closed form, E_q(c|x) KL(q(z | x) || p(z | c)) + KL(q(c | x) || pi), which `ELBO` takes.
 
     The paper has q(c | x) = E_q(z|x) p(c | z), and its code p(c | z) at the sampled z, which is `VaDE`'s own bound.
 
     Args:
-        event_shape, latent_dim, num_components and the rest: as for `VaDE`; the posterior needs a mean and a variance.
+        event_shape, latent_dim, num_components and the rest: as for `VaDE`; the posterior needs a mean and variances,
+            between which it has no correlations.
 
     Source: Jiang et al. 2017, https://arxiv.org/abs/1611.05148, eq. 7 and 12; q(c | x): Bishop 2006, eq. 10.9.
 
@@ -237,6 +239,6 @@ class MeanFieldVaDE(VaDE):
                 f"the posterior {type(self.posterior).__name__} has no mean and variance in closed form, of which "
                 "q(c | x) is made; use DiagonalNormal, or VaDE"
             ) from error
-        scale = self.prior.scale
-        expected = ((mean - self.prior.loc) ** 2 + variance) / scale**2 + 2 * scale.log() + math.log(2 * math.pi)
-        return dist.Categorical(logits=self.prior.logits.log_softmax(-1) - expected.sum(-1) / 2)  # (..., C)
+        at_mean = self.prior.given(torch.arange(self.prior.num_components)).log_prob(mean)
+        spread = (variance * self.prior.covariance.precisions()).sum(-1)
+        return dist.Categorical(logits=self.prior.logits.log_softmax(-1) + at_mean - spread / 2)  # (..., C)

@@ -40,6 +40,7 @@ def pretrain_stacked(
     finetune_epochs: int = 20,
     validation: Any = None,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> list[Run]:
     r"""Train a pair's encoder and decoder layer by layer as denoising auto-encoders, then together, in place.
@@ -67,13 +68,16 @@ def pretrain_stacked(
         finetune_epochs: for all layers together; 0 leaves that out.
         validation: as for `fit`.
         out: folder, in which layer_1, layer_2, ... and finetune each hold a run.
+        resume: go on from the newest checkpoints in `out`, as if there had been no interruption: finished runs are
+            read, the one that was cut off goes on, and the rest begin.
         options: further arguments of `fit`, for each of the runs.
 
     Returns:
         the runs, of each layer and of the fine-tuning; fewer after Ctrl-C.
 
     Raises:
-        TypeError, ValueError: as `fit`, and for encoders and decoders that are no mirrored MLPs, before training.
+        TypeError, ValueError, FileNotFoundError: as `fit`, and for encoders and decoders that are no mirrored MLPs,
+            before training.
 
     Source: Xie, Girshick & Farhadi 2016 (DEC), https://arxiv.org/abs/1511.06335, section 3.2; Vincent et al. 2010,
     https://jmlr.org/papers/v11/vincent10a.html; Bengio et al. 2007.
@@ -84,7 +88,7 @@ def pretrain_stacked(
     >>> len(runs)  # 6 - 5, 5 - 4, 4 - 2, and all together
     4
     """
-    for name in ("resume", "objective", "plate"):
+    for name in ("objective", "plate"):
         if name in options:
             raise TypeError(f"{name} is no argument of pretrain_stacked, which fits several pairs; leave it out")
     stack = layers(pair, corruption=corruption, code_corruption=code_corruption)
@@ -92,23 +96,26 @@ def pretrain_stacked(
     train, held_out = splits(data, whole, validation)
     if not isinstance(train, Split) or not (held_out is None or isinstance(held_out, Split)):
         raise TypeError("data are read as they are needed, codes of them are kept in memory; pass tensors or a Split")
-    folder = None if out is None else Path(out)
     rows = Data(train, held_out)
     runs: list[Run] = []
     for number, layer in enumerate(stack, 1):
-        runs.append(fit(layer, rows, max_epochs=max_epochs, out=_inside(folder, f"layer_{number}"), **options))
+        kept = _kept(out, f"layer_{number}", resume, first=number == 1)
+        runs.append(fit(layer, rows, max_epochs=max_epochs, **kept, **options))
         if runs[-1].interrupted:
             return runs
         if number < len(stack):
             rows = Data(_codes(layer, rows.train), None if held_out is None else _codes(layer, rows.validation))
     if finetune_epochs:
-        together = Data(train, held_out)
-        runs.append(fit(whole, together, max_epochs=finetune_epochs, out=_inside(folder, "finetune"), **options))
+        kept = _kept(out, "finetune", resume)
+        runs.append(fit(whole, Data(train, held_out), max_epochs=finetune_epochs, **kept, **options))
     return runs
 
 
-def _inside(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
+def _kept(out: str | os.PathLike[str] | None, name: str, resume: bool, *, first: bool = False) -> dict[str, Any]:
+    """Where a run is kept, and whether it goes on; the first one has to be there, the others may not have begun."""
+    folder = None if out is None else Path(out) / name
+    began = first or (folder is not None and (folder / "checkpoints").exists())
+    return {"out": folder, "resume": resume and began}
 
 
 def layers(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -29,6 +30,8 @@ class Covariance(nn.Module, ABC):
     Raises:
         ValueError: for a negative min_scale; sizes as in `as_shape`.
     """
+
+    covariance_type: ClassVar[str]  # what scikit-learn's GaussianMixture calls this shape
 
     def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
         super().__init__()
@@ -59,8 +62,20 @@ class Covariance(nn.Module, ABC):
         """Take these covariances, raised to the floor where they lie below it."""
 
     @abstractmethod
+    def isotropic_(self, variance: float) -> None:
+        """Take this variance in every direction."""
+
+    @abstractmethod
     def matrices(self) -> Tensor:
         """Sigma of each component, of x as a flat vector: (C, D, D)."""
+
+    @abstractmethod
+    def variances(self) -> Tensor:
+        """The diagonal of each Sigma, (C, *event_shape)."""
+
+    @abstractmethod
+    def precisions(self) -> Tensor:
+        """The diagonal of each Sigma^-1, (C, *event_shape)."""
 
     def _above_floor(self, variance: Tensor, noise: Tensor) -> Tensor:
         """Variances without the floor's own part; a little is left, or what rounding makes of 0 where that is more.
@@ -90,28 +105,36 @@ class DiagonalCovariance(Covariance):
             [1., 1.]], grad_fn=<...>)
     """
 
+    covariance_type = "diag"
+
     def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
         super().__init__(num_components, event_shape, min_scale=min_scale)
         self.log_scale = nn.Parameter(torch.zeros(self.num_components, *self.event_shape))
 
     def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
-        return dist.Normal(loc, self._variance().sqrt()[c]).to_event(len(self.event_shape))
+        return dist.Normal(loc, self.variances().sqrt()[c]).to_event(len(self.event_shape))
 
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Variances (C, *event_shape)."""
         shares = _shares(responsibilities)
         found = torch.stack([torch.tensordot(shares[:, k], (x - loc[k]) ** 2, 1) for k in range(len(loc))])
-        return torch.where(with_data(responsibilities, found), found, self._variance())
+        return torch.where(with_data(responsibilities, found), found, self.variances())
 
     @torch.no_grad()
     def set_(self, covariance: Tensor) -> None:  # noqa: D102
         self.log_scale.copy_(self._above_floor(covariance, covariance.new_zeros(())).log() / 2)
 
-    def matrices(self) -> Tensor:  # noqa: D102
-        return self._variance().flatten(1).diag_embed()
+    def isotropic_(self, variance: float) -> None:  # noqa: D102
+        self.set_(torch.full_like(self.log_scale, variance))
 
-    def _variance(self) -> Tensor:
+    def matrices(self) -> Tensor:  # noqa: D102
+        return self.variances().flatten(1).diag_embed()
+
+    def variances(self) -> Tensor:  # noqa: D102
         return (2 * self.log_scale).exp() + self.min_scale**2
+
+    def precisions(self) -> Tensor:  # noqa: D102
+        return 1 / self.variances()
 
 
 class FullCovariance(Covariance):
@@ -131,6 +154,8 @@ class FullCovariance(Covariance):
              [0., 1.]]], grad_fn=<...>)
     """
 
+    covariance_type = "full"
+
     def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
         super().__init__(num_components, event_shape, min_scale=min_scale)
         dim = vector_length(event_shape, type(self).__name__)
@@ -141,7 +166,7 @@ class FullCovariance(Covariance):
 
     def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
         tril = torch.linalg.cholesky(self._sum()).to(self.raw_tril.dtype)
-        return dist.MultivariateNormal(loc, scale_tril=tril.expand(self.num_components, -1, -1)[c])
+        return dist.MultivariateNormal(loc, scale_tril=self._each(tril)[c])
 
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Covariances (C, D, D)."""
@@ -155,8 +180,22 @@ class FullCovariance(Covariance):
         raised = (vectors * self._above_floor(values, rounding * values[..., -1:])[..., None, :]) @ vectors.mT
         self.raw_tril.copy_(transform_to(constraints.lower_cholesky).inv(torch.linalg.cholesky(raised)))
 
+    def isotropic_(self, variance: float) -> None:  # noqa: D102
+        self.set_(variance * torch.eye(self.raw_tril.size(-1)).to(self.raw_tril).expand_as(self.raw_tril))
+
     def matrices(self) -> Tensor:  # noqa: D102
-        return self._sum().to(self.raw_tril.dtype).expand(self.num_components, -1, -1)
+        return self._each(self._sum().to(self.raw_tril.dtype))
+
+    def variances(self) -> Tensor:  # noqa: D102
+        return self.matrices().diagonal(dim1=-2, dim2=-1)
+
+    def precisions(self) -> Tensor:  # noqa: D102
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._sum()))
+        return self._each(inverse.to(self.raw_tril.dtype)).diagonal(dim1=-2, dim2=-1)
+
+    def _each(self, matrix: Tensor) -> Tensor:
+        """The matrix of each component, (C, D, D)."""
+        return matrix.expand(self.num_components, -1, -1)
 
     def _sum(self) -> Tensor:
         """L L^T + min_scale^2 I in float64: rounded to less, it need not be positive."""
@@ -178,6 +217,8 @@ class TiedCovariance(FullCovariance):
     >>> TiedCovariance(3, 2).raw_tril.shape
     torch.Size([2, 2])
     """
+
+    covariance_type = "tied"
 
     def _batch(self) -> tuple[int, ...]:
         return ()
