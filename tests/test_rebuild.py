@@ -10,6 +10,7 @@ from torch import nn
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import VAE
 from pyrovae.models.rebuild import build, describe, family, part
+from pyrovae.priors.covariances import FullCovariance
 
 OPTIONS = {
     "defaults": {},
@@ -21,6 +22,9 @@ OPTIONS = {
         "likelihood": partial(conditionals.FixedNormal, scale=0.1),
         "posterior": partial(conditionals.DiagonalNormal, min_scale=0.01),
         "prior": priors.StandardNormal,
+    },
+    "a part of a part": {
+        "prior": partial(priors.GaussianMixture, num_components=3, covariance=partial(FullCovariance, min_scale=0.1))
     },
     "codes": {"likelihood": partial(conditionals.Categorical, num_classes=3)},
     "convolutions": {

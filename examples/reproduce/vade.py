@@ -215,7 +215,7 @@ RESULTS = {
         load=partial(all_rows, "mnist"),
         cells=cells(10, (500, 500, 2000), CrossEntropy, PAPER, precision="bfloat16"),
         paper=Schedule(epochs=300, batch_size=100, num_samples=5, lr=2e-3, decay=0.1, pretraining=100),
-        reduced=Schedule(epochs=10, batch_size=256, num_samples=2, lr=1e-3, decay=0.1, pretraining=20),
+        reduced=Schedule(epochs=10, batch_size=256, num_samples=2, lr=1e-3, decay=0.1, pretraining=50),
         figure=("acc", "nmi", "ari"),
     ),
     "digits": Result(
