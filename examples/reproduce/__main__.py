@@ -34,6 +34,7 @@ NAMES = {
     "m1": semi_supervised.M1,
     "m2": semi_supervised.M2,
     "m1m2": semi_supervised.M1_M2,
+    "m1m2_little_kl": semi_supervised.M1_M2_LITTLE_KL,
     "cvae": cvae.RESULT,
     "topics": topics.RESULT,
     "priors": priors.RESULT,
