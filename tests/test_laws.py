@@ -41,6 +41,7 @@ from pyrovae.objectives import (
     Beta,
     Capacity,
     Commitment,
+    Contractive,
     DensityRatio,
     DReG,
     FactorVAE,
@@ -673,6 +674,11 @@ def quantised(known: Structure) -> bool:
     return any(isinstance(module, nets.Codebook) for module in known.modules)
 
 
+def on_points(known: Structure) -> bool:
+    """The guide is an encoder without noise, whose code moves with x."""
+    return any(isinstance(module, models.Autoencoder) for module in known.modules)
+
+
 def has_z(known: Structure) -> bool:
     return "z" in known.latent and not known.enumerated
 
@@ -709,6 +715,7 @@ OBJECTIVES: dict[str, tuple[Callable[[], pyro.infer.ELBO], Valid]] = {
     "CIWAE": (partial(CIWAE, 3), local),
     "STL": (partial(STL, 2), reparametrised),
     "commitment": (Commitment, quantised),
+    "contractive": (partial(Contractive, 0.5), on_points),
     "DReG 3": (partial(DReG, 3), scored),
     "beta per site": (partial(ELBO, beta={"z": 1.5}), has_z),  # free of c, which the model enumerates
     "beta learned": (partial(Beta, 1.0), anywhere),

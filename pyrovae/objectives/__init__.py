@@ -26,6 +26,9 @@ from pyrovae.objectives.constrained import (
     Capacity,
     FreeBits,
 )
+from pyrovae.objectives.contractive import (
+    Contractive,
+)
 from pyrovae.objectives.density_ratio import (
     DensityRatio,
     FactorVAE,
@@ -96,6 +99,7 @@ __all__ = [
     "Beta",
     "Capacity",
     "Commitment",
+    "Contractive",
     "DReG",
     "DensityRatio",
     "FactorVAE",
