@@ -8,6 +8,7 @@ from functools import partial
 import pyro
 import pytest
 import torch
+from test_capture import captured
 from torch.distributions import kl_divergence
 
 import pyrovae as pv
@@ -203,3 +204,30 @@ def test_too_many_values_are_named():
         CategoricalVAE(5, num_latents=10, enumerate=True)
     with pytest.raises(ValueError, match="temperature is 0"):
         CategoricalVAE(5, posterior=partial(GumbelSoftmax, temperature=0.0))
+
+
+def test_a_temperature_that_a_callback_lowers_reaches_the_captured_step():
+    """It is an input of the graph: a step at another temperature than at capture is the eager one."""
+    pair = CategoricalVAE(5, num_latents=2, num_classes=3, hidden=(6,), posterior=partial(GumbelSoftmax, temperature=2))
+    x = torch.rand(4, 5).round()
+    step = Step(pair, pv.ELBO(), structure(pair, x))
+    graph = captured(step, x)
+    parameters, buffers = [*step.known.parameters.values()], [*step.known.buffers.values()]
+    losses = []
+    for temperature in (2.0, 0.3):
+        for posterior in pair.posteriors:
+            posterior.temperature.fill_(temperature)
+        found = graph.inputs[len(parameters) + len(buffers) + 1 :]
+        torch.manual_seed(3)
+        with torch.no_grad():
+            _, *replayed = graph.module(*parameters, *buffers, x, *found)
+        torch.manual_seed(3)
+        pair.zero_grad()
+        step.backward(x)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch.testing.assert_close(replayed, gradients, rtol=1e-5, atol=1e-7)
+        losses.append(gradients[0].clone())
+    assert not torch.allclose(*losses)
+    again = CategoricalVAE(5, num_latents=2, num_classes=3, hidden=(6,), posterior=GumbelSoftmax)
+    again.load_state_dict(pair.state_dict())
+    assert again.posteriors[0].temperature == torch.tensor(0.3)

@@ -58,7 +58,7 @@ class GumbelOneHot(LinearOneHot):
     alone.
 
     Args:
-        temperature: positive; near 0 s is one-hot itself.
+        temperature: positive, a number or a scalar tensor; near 0 s is one-hot itself.
         logits: l, (*batch, C).
         hard: whether samples are y or s.
 
@@ -77,7 +77,7 @@ class GumbelOneHot(LinearOneHot):
     has_rsample = True
 
     def __init__(
-        self, temperature: float, logits: Tensor, *, hard: bool = True, validate_args: bool | None = None
+        self, temperature: float | Tensor, logits: Tensor, *, hard: bool = True, validate_args: bool | None = None
     ) -> None:
         self.temperature, self.hard = temperature, hard
         super().__init__(logits=logits, validate_args=validate_args)
@@ -95,7 +95,7 @@ class GumbelOneHot(LinearOneHot):
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """y, or s."""
-        temperature = self.logits.new_tensor(self.temperature)
+        temperature = torch.as_tensor(self.temperature).to(self.logits)
         relaxed = RelaxedOneHotCategorical(temperature, logits=self.logits, validate_args=False)
         soft = relaxed.rsample(torch.Size(sample_shape))
         if not self.hard:
