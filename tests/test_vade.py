@@ -211,6 +211,28 @@ def test_initialise_puts_the_mixture_of_scikit_learn_on_the_codes(covariance):
     assert (torch.tensor(fitted.predict(x.numpy())).bincount() - c.bincount()[[0, 1, 2]]).sum() == 0
 
 
+def test_a_balanced_start_is_the_likeliest_restart_with_equal_weights():
+    """Three clusters, two of which touch, and one with two lobes: to merge the two and split the one is likelier."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [1.5, 0.0], [30.0, 0.0]], dtype=torch.float64)
+    x = centres.repeat(150, 1) + torch.randn(450, 2, generator=generator, dtype=torch.float64)
+    x[2::3, 0] += 2.5 * (torch.rand(150, generator=generator) < 0.5)
+    options = {"covariance_type": "diag", "reg_covar": 1e-3 * x.var(0, correction=0).mean().item()}
+    state = np.random.RandomState(0)
+    restarts = [Sklearn(3, random_state=state, **options).fit(x.numpy()) for _ in range(6)]
+    values = []
+    for fit in restarts:
+        normals = dist.Normal(torch.from_numpy(fit.means_), torch.from_numpy(fit.covariances_).sqrt()).to_event(1)
+        values.append(float((normals.log_prob(x[:, None]) - math.log(3)).logsumexp(-1).mean()))
+    likelihoods = [fit.lower_bound_ for fit in restarts]
+    best = {True: values.index(max(values)), False: likelihoods.index(max(likelihoods))}
+    for balanced in (True, False):
+        fitted = identity().initialise_(x, seed=0, num_restarts=6, balanced=balanced, posterior_scale=False)
+        np.testing.assert_allclose(fitted.means_, restarts[best[balanced]].means_)
+        np.testing.assert_allclose(fitted.weights_, restarts[best[balanced]].weights_)
+        assert (fitted.weights_.max() < 0.4) == balanced
+
+
 def test_initialise_takes_the_posterior_scale_with_the_best_bound():
     """A linear decoder of noise 0.1: the best q(z | x) has scale near a fifth of sigma = 0.5."""
     x, _ = blobs()
@@ -238,6 +260,8 @@ def test_bad_input_is_named():
     x, _ = blobs()
     with pytest.raises(ValueError, match="x has 2 rows for 3 components"):
         identity().initialise_(x[:2])
+    with pytest.raises(ValueError, match="num_restarts is 0"):
+        identity().initialise_(x, num_restarts=0)
     with pytest.raises(ValueError, match="all alike"):
         identity().initialise_(x[:1].expand(9, 2))
     with pytest.raises(TypeError, match=r"FullNormal.*posterior_scale=False"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -102,7 +103,13 @@ class VaDE(VAE):
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
     def initialise_(
-        self, x: Tensor, *, seed: int = 0, num_restarts: int = 10, posterior_scale: bool = True
+        self,
+        x: Tensor,
+        *,
+        seed: int = 0,
+        num_restarts: int = 10,
+        balanced: bool = False,
+        posterior_scale: bool = True,
     ) -> mixture.GaussianMixture:
         """Set pi, mu and Sigma to a mixture fitted to the codes of x, and the posterior's scale to fit it.
 
@@ -118,13 +125,16 @@ class VaDE(VAE):
             x: data, (N, *event_shape), of at least as many rows as there are components.
             seed: of the starts, and of the noise in the bound.
             num_restarts: k-means starts.
+            balanced: whether the likeliest one is the likeliest with equal weights, for clusters that are known to be
+                about as large: a mixture that merges two and splits a third often is as likely, but not then.
             posterior_scale: False leaves q(z | x) as it is: after pretraining with noise, such as a VAE.
 
         Returns:
             The fitted scikit-learn mixture.
 
         Raises:
-            ValueError: for too few rows, a posterior without a mean, or codes that are not finite or all alike.
+            ValueError: for too few rows, no restart, a posterior without a mean, or codes that are not finite or all
+                alike.
             TypeError: if the posterior is to be set and is no `DiagonalNormal`.
 
         Source: Jiang et al. 2017, section 4.2 (mixture on codes); the rest is this library's.
@@ -132,6 +142,8 @@ class VaDE(VAE):
         components = self.prior.num_components
         if len(x) < components:
             raise ValueError(f"x has {len(x)} rows for {components} components; pass at least {components} rows")
+        if num_restarts < 1:
+            raise ValueError(f"num_restarts is {num_restarts}, one at least is wanted; pass num_restarts=10")
         if posterior_scale and type(self.posterior) is not DiagonalNormal:
             raise TypeError(
                 f"the posterior is {type(self.posterior).__name__}, whose scale initialise_ can't set; "
@@ -141,19 +153,8 @@ class VaDE(VAE):
         variance = codes.var(0, correction=0)
         if not torch.isfinite(codes).all() or not (variance > 0).any():
             raise ValueError("the codes of x are not finite, or all alike; pretrain the networks before initialise_")
-        from sklearn import mixture  # it takes half a second, and few use it
-        from sklearn.exceptions import ConvergenceWarning
-
-        fitted = mixture.GaussianMixture(
-            components,
-            covariance_type=self.prior.covariance.covariance_type,
-            n_init=num_restarts,
-            reg_covar=1e-3 * float(variance.mean()),
-            random_state=seed,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the ELBO goes on from there
-            fitted.fit(codes.numpy(force=True))
+        floor = 1e-3 * float(variance.mean())
+        fitted = self._likeliest(codes.numpy(force=True), seed, num_restarts, floor=floor, balanced=balanced)
         prior = self.prior
         with torch.no_grad():
             prior.logits.copy_(prior.loc.new_tensor(fitted.weights_).log())
@@ -162,6 +163,30 @@ class VaDE(VAE):
         if posterior_scale:
             self._scale_posterior(x[: 2 * ROWS], seed)
         return fitted
+
+    def _likeliest(
+        self, codes: np.ndarray, seed: int, num_restarts: int, *, floor: float, balanced: bool
+    ) -> mixture.GaussianMixture:
+        """The likeliest of some mixtures, those that scikit-learn's `n_init` would fit."""
+        from sklearn import mixture  # it takes half a second, and few use it
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.utils import check_random_state
+
+        components, generator = self.prior.num_components, check_random_state(seed)
+        equal = np.full(components, 1 / components)
+        found = []
+        for _ in range(num_restarts):
+            kind = self.prior.covariance.covariance_type
+            one = mixture.GaussianMixture(components, covariance_type=kind, reg_covar=floor, random_state=generator)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the ELBO goes on from there
+                one.fit(codes)
+            value = one.lower_bound_
+            if balanced:
+                weights, one.weights_ = one.weights_, equal
+                value, one.weights_ = one.score(codes), weights
+            found.append((value, one))
+        return max(found, key=lambda pair: pair[0])[1]
 
     def codes(self, x: Tensor) -> Tensor:
         """The means of q(z | x), (N, L), in evaluation mode and without gradients.
