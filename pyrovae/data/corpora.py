@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pyrovae.data.datasets import hold_out
 from pyrovae.data.readers import Parts
 from pyrovae.data.rows import Data
 from pyrovae.data.sparse import SparseRows, is_sparse
+from pyrovae.data.splits import hold_out
 
 __all__ = ["check_counts", "load_corpus"]
 

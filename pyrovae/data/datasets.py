@@ -2,18 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from pyrovae.data import readers
-from pyrovae.data.readers import Parts
+from pyrovae.data.corpora import load_corpus
 from pyrovae.data.rows import Data, Split
-from pyrovae.data.seeds import BITS, SPLIT, derived_seed, seeded_generator
+from pyrovae.data.seeds import BITS, derived_seed
 from pyrovae.data.sparse import SparseRows
+from pyrovae.data.splits import hold_out
 from pyrovae.data.transforms import bernoulli
 
-__all__ = ["hold_out", "load"]
+__all__ = ["load"]
 
 
 def load(
@@ -67,8 +66,6 @@ def load(
         raise ValueError(f"binarize is {binarize!r}; pass 'dynamic', 'static', None or 'auto'")
     name = os.fspath(name)
     if name == "20newsgroups" or (Path(name) / "train.npz").exists():
-        from pyrovae.data.corpora import load_corpus  # which holds rows out by this module
-
         drop = name == "20newsgroups"  # of which some documents have no word of the vocabulary
         return load_corpus(name, validation=validation, test=test, seed=seed, drop_empty=drop)
     folder = Path(root or os.environ.get("PYROVAE_DATA", "data"))
@@ -107,37 +104,3 @@ def load(
                 dynamic = part == "train" and binarize == "dynamic"
                 splits[part] = split if dynamic else split.fixed(derived_seed(seed, BITS, use))
     return Data(**splits, name=Path(name).stem, levels=2 if bits or binarize else levels)
-
-
-def hold_out(
-    name: str, parts: Parts, asked: dict[str, int | float | None], last: int | None, seed: int
-) -> dict[str, Any]:
-    """The splits of what was read: its own, and rows of the training data where it has none.
-
-    Args:
-        name: of the data, for messages.
-        parts: what was read.
-        asked: rows to hold out for validation and test, see `load`.
-        last: hold out the last rows, so many by default; None: rows drawn from `seed`.
-        seed: of those.
-    """
-    train = Split(parts["train"])
-    defaults = {"validation": 0.1 if last is None else last, "test": 0.1}
-    counts = []
-    for part, value in asked.items():
-        if part in parts and value is not None:
-            raise ValueError(f"{part} is {value}, but {name} has {part} rows of its own; leave {part}=None")
-        size = value if value is not None else 0 if part in parts else defaults[part]
-        counts.append(round(size * len(train)) if isinstance(size, float) else size)
-        if not 0 <= counts[-1] < len(train):
-            raise ValueError(f"{part} is {size} of the {len(train)} rows of {name}; pass fewer, or a fraction below 1")
-    left = len(train) - sum(counts)
-    if left < 1:
-        raise ValueError(f"validation and test take all {len(train)} rows of {name}; pass validation= or test= smaller")
-    generator = seeded_generator("cpu", seed, SPLIT)
-    order = torch.arange(len(train)) if last else torch.randperm(len(train), generator=generator)
-    splits = {"train": train.subset(order[:left])}
-    for part, rows in zip(asked, order[left:].split(counts), strict=True):
-        if part in parts or len(rows):
-            splits[part] = Split(parts[part]) if part in parts else train.subset(rows)
-    return splits
