@@ -550,3 +550,10 @@ def test_another_e_step_is_named():
 def test_a_tuple_of_the_batch_is_the_batch():
     x, lengths, hmm = torch.ones(2, 3, 2), torch.tensor([3, 1]), HMM((3, 2), 2)
     assert torch.equal(viterbi(hmm, (x, lengths)), viterbi(hmm, x, lengths))
+
+
+def test_images_taken_for_sequences_are_warned_of():
+    images = (torch.rand(5, 1, 4, 3) < 0.5).float()
+    with pytest.warns(UserWarning, match=r"sequences of one step each.*pass x.squeeze\(1\) and event_shape=\(H, W\)"):
+        fit(HMM((1, 4, 3), 2), images, max_epochs=1, batch_size=5, progress=False)
+    fit(HMM((4, 3), 2), images.squeeze(1), max_epochs=1, batch_size=5, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -284,6 +285,12 @@ def check_sequences(x: Tensor, lengths: Tensor | None, step: tuple[int, ...]) ->
         raise ValueError(
             f"x has shape {tuple(x.shape)}, sequences (B, T, {', '.join(map(str, step))}) of T >= 1 steps are wanted; "
             f"pass event_shape=(T, {', '.join(map(str, x.shape[2:]))}) to the constructor"
+        )
+    if x.shape[1] == 1:
+        warnings.warn(
+            f"x has shape {tuple(x.shape)}, sequences of one step each, in which no state follows another; if these are "
+            "images (B, 1, H, W) whose lines are the steps, pass x.squeeze(1) and event_shape=(H, W)",
+            stacklevel=2,
         )
     if lengths is None:
         return
