@@ -25,27 +25,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
 import pyrovae as pv
-from examples.reproduce.runner import Cell, Result, Schedule
+from examples.reproduce.runner import Cell, Finished, Result, Schedule
 from pyrovae import reports
 from pyrovae.conditionals import CrossEntropy, FixedNormal
 from pyrovae.data import Data, Split
-from pyrovae.evaluation import encode
+from pyrovae.evaluation import components, encode, generate
 from pyrovae.nets import MLP
 from pyrovae.priors.covariances import FullCovariance
 
 LATENT_DIM = 10
 RESTARTS = 10
+POINTS = 1500  # drawn
 LITTLE = 0.001  # weight of the KL in a pretrained VAE
 
 
@@ -213,6 +215,22 @@ def cells(
     }
 
 
+def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
+    """What each cluster generates, and the codes of some images, of the first VaDE that has run."""
+    cell = next((finished[name] for name in finished if name.startswith("VaDE")), None)
+    if cell is None:
+        return {}
+    pair, data = cell.trained()
+    x, y, seed = data.train["x"][:POINTS], data.train["y"][:POINTS], cell.record["seed"]
+    found = components(pair, x)
+    ((site, values),) = found.samples.items()
+    order = found.weights.argsort(descending=True)
+    images = [generate(pair, 12, like=(x[:1],), fixed={site: values[c][None]}, seed=seed) for c in order]
+    rows = [f"{found.weights[c]:.0%}" for c in order]
+    codes = pv.plots.clusters(encode(pair, x), found.weights, found.loc, found.variance, y)
+    return {"samples": pv.plots.rows(torch.stack(images), rows), "codes": codes}
+
+
 PAPER = {"GMM": 53.73, "AE+GMM": 82.18, "VAE+GMM": 72.94, "AAE": 83.48, "VaDE": 94.46}
 RESULTS = {
     "mnist": Result(
@@ -222,6 +240,7 @@ RESULTS = {
         paper=Schedule(epochs=300, batch_size=100, num_samples=5, lr=2e-3, decay=0.1, pretraining=100),
         reduced=Schedule(epochs=10, batch_size=256, num_samples=2, lr=1e-3, decay=0.1, pretraining=50),
         figure=("acc", "nmi", "ari"),
+        pictures=pictures,
     ),
     "digits": Result(
         source="The table of Jiang et al. 2017 on scikit-learn's digits, 1,797 images; clustering accuracy, per cent",
@@ -230,6 +249,7 @@ RESULTS = {
         paper=Schedule(epochs=300, batch_size=100, num_samples=10, lr=1e-3, decay=0.1, pretraining=200),
         reduced=Schedule(epochs=20, batch_size=50, num_samples=10, lr=1e-3, decay=0.1, pretraining=60),
         figure=("acc", "nmi", "ari"),
+        pictures=pictures,
     ),
     "wisdm": Result(
         source="The table of Jiang et al. 2017 on WISDM's 5,418 activity windows, 6 classes; accuracy, per cent",

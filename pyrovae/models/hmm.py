@@ -288,8 +288,8 @@ def check_sequences(x: Tensor, lengths: Tensor | None, step: tuple[int, ...]) ->
         )
     if x.shape[1] == 1:
         warnings.warn(
-            f"x has shape {tuple(x.shape)}, sequences of one step each, in which no state follows another; if these are "
-            "images (B, 1, H, W) whose lines are the steps, pass x.squeeze(1) and event_shape=(H, W)",
+            f"x has shape {tuple(x.shape)}, sequences of one step each, in which no state follows another; if these "
+            "are images (B, 1, H, W) whose lines are the steps, pass x.squeeze(1) and event_shape=(H, W)",
             stacklevel=2,
         )
     if lengths is None:
