@@ -41,7 +41,7 @@ class Panels(pv.Callback):
         self.figures[f"epoch {epoch}"] = {"accuracy": accuracy, "nmi": pv.nmi(y, pv.assign_clusters(pair, x))}
         found = components(pair, x)
         z, ax = encode(pair, x[:POINTS]), self.axes[epoch]
-        pv.plots.clusters(z, found.weights, found.loc, found.variance, y[:POINTS], ax=ax)
+        pv.plots.clusters(z, found.weights, found.loc, found.covariance, y[:POINTS], ax=ax)
         ax.set_title(f"epoch {epoch}, accuracy {accuracy:.0%}", fontsize=10)
 
 

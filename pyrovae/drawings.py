@@ -207,7 +207,7 @@ def _clusters(
 
     if found.loc.size(1) > 1:
         z = encode(pair, rows, **on)
-        yield "clusters", lambda: plots.clusters(z, found.weights, found.loc, found.variance, labels)
+        yield "clusters", lambda: plots.clusters(z, found.weights, found.loc, found.covariance, labels)
     yield "samples_by_cluster", samples
     yield "likeliest_by_cluster", likeliest
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,17 +98,33 @@ def add_pair_arguments(parser: Parser, source: Any) -> None:
 def written_out(arguments: Sequence[str]) -> list[str]:
     """Arguments in which a slot's `--prior NAME` is `--prior.name NAME`, so that options of the part can follow.
 
+    A part's own part, `--prior.covariance NAME`, and its options become one value, since flags go one level down.
+
     >>> written_out(["--prior", "VampPrior", "--prior.num_components", "50"])
     ['--prior.name', 'VampPrior', '--prior.num_components', '50']
+    >>> written_out(["--prior.covariance", "FullCovariance", "--prior.covariance.min_scale=0.1"])
+    ['--prior.covariance', '{"name": "FullCovariance", "min_scale": "0.1"}']
     """
-    written = list(arguments)
-    for name in SLOTS:
-        for i, word in enumerate(arguments):
-            flag, equals, value = word.partition("=")
-            if flag == f"--{name}":
-                value = value if equals else "".join(arguments[i + 1 : i + 2])
-                if value not in ("", "null") and not value.startswith("{"):
-                    written[i] = f"{flag}.name{equals}{value if equals else ''}"
+    written: list[str] = []
+    nested: dict[str, dict[str, str]] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        slots = flag.removeprefix("--").split(".") if flag.startswith("--") else [""]
+        if not equals and slots[0] in SLOTS:
+            value = next(words, "")
+        if slots[0] not in SLOTS:
+            written.append(word)
+        elif value == "" or value.startswith(("{", "--")):
+            written += [flag, value] if value else [word]
+        elif len(slots) > 1 and slots[1] in SLOTS:
+            nested.setdefault(".".join(slots[:2]), {})[".".join(slots[2:]) or "name"] = value
+        elif len(slots) == 1 and value != "null":
+            written += [f"{flag}.name", value]
+        else:
+            written += [flag, value]
+    for name, options in nested.items():
+        written += [f"--{name}", json.dumps(options)]
     return written
 
 
@@ -133,7 +150,7 @@ def slot(name: str, value: Any) -> Any:
         )
     makers = parts(name)
     found = named(str(options.pop("name")), makers, name)
-    options = {option: _read(text) for option, text in options.items()}
+    options = {option: slot(option, given) if option in SLOTS else _read(given) for option, given in options.items()}
     for parameter in inspect.signature(makers[found]).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is not parameter.empty:
             continue

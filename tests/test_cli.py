@@ -128,6 +128,23 @@ def test_resume_and_config_give_the_same_run(run_folder, tmp_path):
         assert torch.equal(value, resumed.pair.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_options_of_a_part_of_a_part_reach_it(tmp_path, turned):
+    flags = [["--prior.covariance", "fullcovariance"], ["--prior.covariance.min_scale", "0.05"]]
+    given = [word for flag in (flags[::-1] if turned else flags) for word in flag]
+    out = tmp_path / "run"
+    main(["fit", "vae", "--out", str(out), "--prior", "GaussianMixture", "--prior.num_components=2", *given, *QUICK])
+    covariance = load(out).pair.prior.covariance
+    assert type(covariance).__name__ == "FullCovariance"
+    assert covariance.min_scale == 0.05
+
+
+def test_options_of_a_part_of_a_part_without_its_name_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--prior", "GaussianMixture", "--prior.covariance.min_scale", "0.05", *QUICK])
+    assert "--covariance has options and no name" in capsys.readouterr().err
+
+
 def test_options_reach_the_pair(tmp_path):
     out = tmp_path / "run"
     main(

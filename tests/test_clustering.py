@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture as Sklearn
 from pyrovae import VAE, MeanFieldVaDE, VaDE, ari, assign_clusters, cluster_accuracy, nmi, responsibilities
 from pyrovae.evaluation import components
 from pyrovae.models.base import Functions
+from pyrovae.priors.covariances import FullCovariance
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = 3 * torch.randn(40, 2, generator=GENERATOR, dtype=torch.float64)
@@ -83,10 +84,10 @@ def test_responsibilities_of_a_mixture_without_samples_are_those_of_scikit_learn
     assert (assign_clusters(pair, X).numpy() == fitted.predict(X.numpy())).all()
 
 
-def points(pair_class):
+def points(pair_class, **options):
     """A pair whose codes are x itself, up to a noise of 1e-6."""
     pyro.set_rng_seed(0)
-    pair = pair_class(2, 2, 3, hidden=(), likelihood=Normal).double()
+    pair = pair_class(2, 2, 3, hidden=(), likelihood=Normal, **options).double()
     with torch.no_grad():
         pair.posterior.head.layer.weight.zero_()[:2] = torch.eye(2)
         pair.posterior.head.layer.bias.zero_()[2:] = -30.0
@@ -150,13 +151,17 @@ def test_somebodys_own_pair_with_two_sites_asks_for_one():
         assign_clusters(VAE(2, 1, hidden=(3,)), torch.ones(4, 2))
 
 
+@pytest.mark.parametrize("options", [{}, {"covariance": FullCovariance}])
 @pytest.mark.parametrize("cls", [VaDE, MeanFieldVaDE])
-def test_components_are_the_priors(cls):
-    pair = points(cls)
+def test_components_are_the_priors(cls, options):
+    pair = points(cls, **options)
+    with torch.no_grad():
+        for parameter in pair.prior.covariance.parameters():
+            parameter.add_(torch.randn_like(parameter))
     found = components(pair, X)
     torch.testing.assert_close(found.weights, pair.prior.component().probs)
     torch.testing.assert_close(found.loc, pair.prior.loc)
-    torch.testing.assert_close(found.variance, pair.prior.scale**2)
+    torch.testing.assert_close(found.covariance, pair.prior.covariance.matrices())
     assert found.samples["c"].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="enumerates no site"):
         components(VAE(2, 1, hidden=(3,)), torch.ones(4, 2))

@@ -11,7 +11,7 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae.conditionals import CrossEntropy
-from pyrovae.models import VAE, Autoencoder
+from pyrovae.models import VAE, VQVAE, Autoencoder
 from pyrovae.models.base import structure
 from pyrovae.nets import GaussianNoise, Masking
 from pyrovae.training.step import Step
@@ -185,3 +185,9 @@ def test_poutine_scale_is_one_of_the_penalty_too():
         scaled = [poutine.scale(part, scale) for part in (pair.model, pair.guide)]
         losses.append(pv.Contractive(2.0).loss(*scaled, X))
     assert losses[1] == pytest.approx(3 * losses[0], rel=1e-9)
+
+
+def test_of_points_that_are_codes_and_vectors_the_vectors_are_contracted():
+    """A VQ-VAE's guide puts points on whole numbers too, which have no derivative."""
+    pair, x = VQVAE((1, 8, 8), num_codes=4).double(), torch.zeros(3, 1, 8, 8, dtype=torch.float64)
+    assert (penalty(pair, x, 1) > 0).all()

@@ -1045,11 +1045,17 @@ def test_folders_that_cannot_hold_the_run_are_refused(tmp_path):
     before = snapshot(pair)
     quietly(vae(), BITS, max_epochs=1, out=tmp_path / "other")
     kept = sorted(path.name for path in (tmp_path / "other").rglob("*"))
+    (tmp_path / "damaged" / "checkpoints" / "step_7.tmp").mkdir(parents=True)
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses" / "history.csv").write_text("epoch")
     for out, resume, kind, message in [
         ("file", False, ValueError, r"out='.*file' can't be written to; pass a folder that you may write to"),
         ("file/below", False, ValueError, r"out='.*below' can't be written to"),
         ("other", False, ValueError, r"out='.*other' already holds a run; pass resume=True to go on with it, or an"),
         ("nothing", True, FileNotFoundError, r"out='.*nothing' has no complete checkpoint; pass resume=False"),
+        ("damaged", False, ValueError, r"out='.*damaged' already holds a run; pass another folder, or delete this one"),
+        ("damaged", True, FileNotFoundError, r"out='.*damaged' has no complete checkpoint; pass another folder"),
+        ("losses", False, ValueError, r"out='.*losses' already holds a run; pass another folder, or delete this one"),
     ]:
         with pytest.raises(kind, match=message) as raised:
             quietly(pair, BITS, out=tmp_path / out, resume=resume)

@@ -197,9 +197,9 @@ def test_densities_of_prior_and_aggregate():
 
 def test_cluster_ellipses_are_the_projected_components(rng):
     """Draws of a component lie in its ellipse as often as two sigmas of a plane hold, 1 - exp(-2)."""
-    loc, variance = rng.normal(size=(2, 4)) * 3, rng.uniform(0.2, 3, size=(2, 4))
-    z = np.concatenate([rng.normal(loc[c], np.sqrt(variance[c]), size=(2000, 4)) for c in range(2)])
-    ax = plots.clusters(z, [0.25, 0.75], loc, variance, np.arange(4000) // 2000)
+    loc, factor = rng.normal(size=(2, 4)) * 3, rng.normal(size=(2, 4, 4))
+    z = np.concatenate([loc[c] + rng.normal(size=(2000, 4)) @ factor[c].T for c in range(2)])
+    ax = plots.clusters(z, [0.25, 0.75], loc, factor @ factor.transpose(0, 2, 1), np.arange(4000) // 2000)
     (dots,) = ax.collections
     ellipses = ax.get_lines()
     assert len(ellipses) == 2
@@ -212,10 +212,10 @@ def test_cluster_ellipses_are_the_projected_components(rng):
 
 
 def test_clusters_of_two_dimensions_are_where_they_are(rng):
-    ax = plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0, -2.0]], [[4.0, 0.25]])
+    ax = plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0, -2.0]], [np.diag([4.0, 0.25])])
     x, y = ax.get_lines()[0].get_xydata().T
     np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [-3, 5, -3, -1], atol=0.02)
     with pytest.raises(ValueError, match="L of at least 2"):
         plots.clusters(rng.normal(size=(9, 1)), [1.0], [[1.0]], [[4.0]])
-    with pytest.raises(ValueError, match="pass \\(C,\\), \\(C, L\\) and \\(C, L\\)"):
+    with pytest.raises(ValueError, match="pass \\(C,\\), \\(C, L\\) and \\(C, L, L\\)"):
         plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0]], [[4.0]])

@@ -146,6 +146,17 @@ def test_resumed_is_as_if_never_cut_off(tmp_path, at):
     assert [len(run.history["train_loss"]) for run in runs] == [2, 2, 2, 2]
 
 
+def test_a_later_layer_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    options = {**QUIET, "max_epochs": 1, "finetune_epochs": 1, "lr": 1e-2}
+    whole, again = stack(), stack()
+    pretrain_stacked(whole, rows(), **options)
+    stop = [lambda run: setattr(run, "interrupted", True)]
+    assert len(pretrain_stacked(stack(), rows(), out=tmp_path, callbacks=stop, **options)) == 1
+    (tmp_path / "layer_2" / "checkpoints").mkdir(parents=True)
+    assert len(pretrain_stacked(again, rows(), out=tmp_path, resume=True, **options)) == 4
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 def test_a_linear_pair_is_one_layer():
     pair = VAE(6, 2, hidden=(), likelihood=FixedNormal)
     assert len(pretrain_stacked(pair, rows().flatten(1), max_epochs=1, finetune_epochs=1, **QUIET)) == 2
@@ -165,7 +176,7 @@ def test_options_of_fit_hold_for_each_layer(options):
         (partial(VAE, (1, 8, 8), 2, encoder=nets.ConvEncoder), {}, "encoder is a ConvEncoder"),
         (lambda: nn.Linear(2, 2), {}, "Linear without encoder"),
         (stack, {"objective": pv.ELBO()}, "objective is no argument"),
-        (stack, {"resume": True}, "resume"),
+        (stack, {"resume": True}, "resume is True, but out is None"),
         (stack, {"max_epochs": 0}, "max_epochs is 0"),
         (stack, {"corruption": 0.2}, "corruption is 0.2"),
     ],

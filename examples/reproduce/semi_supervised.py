@@ -9,8 +9,8 @@ alpha is theirs, 0.1 N / N_lab for each labelled row, divided by how often it co
 * M2: 500 softplus, 50 latents, images binarised anew for each batch.
 * M1+M2: M1's latents whose means vary by more than 0.1, drawn anew for each batch; M2 of 300 or 500 softplus units,
   50 latents, Gaussian p(z1 | y, z2). The paper has 3000 passes of 100 batches.
-* M1+M2 with little KL, not the paper's: M1 is the VAE that starts `vade.py`'s clusters, of 10 latents, whose KL has the
-  weight 0.001: its codes lie in clusters that are mostly one digit each, where the paper's M1 spreads them.
+* M1+M2 with little KL, not the paper's: M1 is a VAE like the one that starts `vade.py`'s clusters, of 10 latents and a
+  KL of weight 0.001: its codes lie in clusters that are mostly one digit each, where the paper's M1 spreads them.
 """
 
 from __future__ import annotations

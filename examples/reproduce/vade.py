@@ -47,7 +47,6 @@ from pyrovae.priors.covariances import FullCovariance
 
 LATENT_DIM = 10
 RESTARTS = 10
-POINTS = 1500  # drawn
 LITTLE = 0.001  # weight of the KL in a pretrained VAE
 
 
@@ -216,19 +215,18 @@ def cells(
 
 
 def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
-    """What each cluster generates, and the codes of some images, of the first VaDE that has run."""
+    """What each cluster generates, of the first VaDE that has run."""
     cell = next((finished[name] for name in finished if name.startswith("VaDE")), None)
     if cell is None:
         return {}
     pair, data = cell.trained()
-    x, y, seed = data.train["x"][:POINTS], data.train["y"][:POINTS], cell.record["seed"]
+    x, seed = data.train["x"][:1], cell.record["seed"]
     found = components(pair, x)
     ((site, values),) = found.samples.items()
     order = found.weights.argsort(descending=True)
-    images = [generate(pair, 12, like=(x[:1],), fixed={site: values[c][None]}, seed=seed) for c in order]
+    images = [generate(pair, 12, like=(x,), fixed={site: values[c][None]}, seed=seed) for c in order]
     rows = [f"{found.weights[c]:.0%}" for c in order]
-    codes = pv.plots.clusters(encode(pair, x), found.weights, found.loc, found.variance, y)
-    return {"samples": pv.plots.rows(torch.stack(images), rows), "codes": codes}
+    return {"samples": pv.plots.rows(torch.stack(images), rows)}
 
 
 PAPER = {"GMM": 53.73, "AE+GMM": 82.18, "VAE+GMM": 72.94, "AAE": 83.48, "VaDE": 94.46}

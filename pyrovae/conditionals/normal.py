@@ -75,11 +75,11 @@ class _FullPrecision:
             return super().log_prob(value)  # type: ignore[misc]
 
 
-class _MultivariateNormal(_FullPrecision, dist.MultivariateNormal):
+class MultivariateNormal(_FullPrecision, dist.MultivariateNormal):
     pass
 
 
-class _LowRankMultivariateNormal(_FullPrecision, dist.LowRankMultivariateNormal):
+class LowRankMultivariateNormal(_FullPrecision, dist.LowRankMultivariateNormal):
     pass
 
 
@@ -129,7 +129,7 @@ class FullNormal(DiagonalNormal):
             triangle = torch.zeros_like(scale_tril)
             triangle[..., rows, columns] = self.below(features)[0]
             scale_tril = scale_tril + triangle
-        return _MultivariateNormal(loc, scale_tril=scale_tril)
+        return MultivariateNormal(loc, scale_tril=scale_tril)
 
 
 class LowRankNormal(DiagonalNormal):
@@ -183,7 +183,7 @@ class LowRankNormal(DiagonalNormal):
         loc, scale = self.moments(features)
         factors = torch.stack(self.factors(features), -1)  # (..., L, rank)
         with torch.autocast(loc.device.type, enabled=False):
-            return _LowRankMultivariateNormal(loc, factors, scale**2)
+            return LowRankMultivariateNormal(loc, factors, scale**2)
 
 
 class SoftplusNormal(DiagonalNormal):

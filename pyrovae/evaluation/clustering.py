@@ -80,11 +80,11 @@ def assign_clusters(pair: Any, data: Any, **options: Any) -> Tensor:
 
 
 class Components(NamedTuple):
-    """A mixture in the latent space: p(c), and mean and variance of p(z | c)."""
+    """A mixture in the latent space: p(c), and mean and covariance of p(z | c)."""
 
     weights: Tensor
     loc: Tensor
-    variance: Tensor
+    covariance: Tensor
     samples: dict[str, Tensor]
 
 
@@ -99,7 +99,7 @@ def components(
         latent: z. Default: the first continuous vector that the guide samples.
 
     Returns:
-        weights (C,), loc (C, L), variance (C, L), and the values of c, (C, ...), by the site's name, as
+        weights (C,), loc (C, L), covariance (C, L, L), and the values of c, (C, ...), by the site's name, as
         `generate(fixed=)` takes them one by one.
 
     Raises:
@@ -115,11 +115,13 @@ def components(
         found = []
         for value in values:
             fn = poutine.trace(poutine.condition(model, data={name: value})).get_trace(*batch).nodes[latent]["fn"]
-            found.append((at["fn"].log_prob(value).exp()[0], fn.mean[0], fn.variance[0]))
-        weights, loc, variance = (torch.stack(part) for part in zip(*found, strict=True))
-        if (loc == loc[:1]).all() and (variance == variance[:1]).all() and len(values) > 1:
+            correlated = hasattr(fn, "covariance_matrix")
+            covariance = fn.covariance_matrix[0] if correlated else fn.variance[0].diag_embed()
+            found.append((at["fn"].log_prob(value).exp()[0], fn.mean[0], covariance))
+        weights, loc, covariance = (torch.stack(part) for part in zip(*found, strict=True))
+        if (loc == loc[:1]).all() and (covariance == covariance[:1]).all() and len(values) > 1:
             raise ValueError(f"latent {latent!r} does not depend on {name!r}; name another site or latent")
-        return Components(weights, loc, variance, {name: values[:, 0]})
+        return Components(weights, loc, covariance, {name: values[:, 0]})
 
 
 def cluster_site(on: Evaluation, name: str | None = None) -> str:

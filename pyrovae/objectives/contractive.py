@@ -21,9 +21,11 @@ class Contractive(Objective):
         ELBO - beta |dz / dx|_F^2,    |J|_F^2 = E_v |J^T v|^2,    v ~ N(0, I)
 
     The expectation over v is taken from draws, without bias: of one draw, the penalty has a relative standard deviation
-    of at most sqrt(2). z are all sites that the guide puts a `Delta` on, as `Autoencoder` does; x is what the model
-    observes, as it is given to it: a corruption of x counts as part of the encoder, so that numbers that are masked
-    have no derivative. The penalty is of training alone: validation takes the plain ELBO.
+    of at most sqrt(2). z are all sites of real numbers that the guide puts a `Delta` on, as `Autoencoder` does; x is
+    what the model observes, as it is given to it: a corruption of x counts as part of the encoder, so that numbers that
+    are masked have no derivative, and in statistics of a batch (BatchNorm) the codes of all its rows have one.
+
+    The penalty is of training alone: validation takes the plain ELBO.
 
     Args:
         beta: weight of the penalty; a number or a schedule.
@@ -66,7 +68,8 @@ class Contractive(Objective):
         kept = torch.is_grad_enabled()
         observed = [term.site["value"] for term in drawn.terms if term.kind == "observed"]
         data = [x for x in observed if x.requires_grad]
-        codes = [term.site["value"] for term in drawn.terms if term.kind == "guide" and is_point(term.site["fn"])]
+        points = [term.site["value"] for term in drawn.terms if term.kind == "guide" and is_point(term.site["fn"])]
+        codes = [z for z in points if z.is_floating_point()]
         total = torch.zeros(())
         for _ in range(self.num_projections if data and codes else 0):
             with torch.enable_grad():

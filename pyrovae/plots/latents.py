@@ -154,7 +154,7 @@ def clusters(
     z: Values,
     weights: Values,
     loc: Values,
-    variance: Values,
+    covariance: Values,
     labels: Values | Sequence[str] | None = None,
     *,
     ax: Axes | None = None,
@@ -167,26 +167,28 @@ def clusters(
     Args:
         z: latent points (N, L), L at least 2.
         weights: of the components, (C,).
-        loc, variance: of each component, (C, L).
+        loc: mean of each component, (C, L).
+        covariance: of each component, (C, L, L).
         labels: N class numbers or names.
     """
-    points, means, variances = finite("z", z), finite("loc", loc), finite("variance", variance)
+    points, means, covariances = finite("z", z), finite("loc", loc), finite("covariance", covariance)
     shares = finite("weights", weights)
     if points.ndim != 2 or points.shape[1] < 2:
         raise ValueError(f"z has shape {points.shape}, wanted (N, L) with L of at least 2; draw latent_scatter(z)")
     shape = (len(shares), points.shape[1])
-    if shares.ndim != 1 or means.shape != shape or variances.shape != shape:
+    if shares.ndim != 1 or means.shape != shape or covariances.shape != (*shape, shape[1]):
         raise ValueError(
-            f"weights have shape {shares.shape}, loc {means.shape}, variance {variances.shape} for z {points.shape}; "
-            "pass (C,), (C, L) and (C, L)"
+            f"weights have shape {shares.shape}, loc {means.shape}, covariance {covariances.shape} for z "
+            f"{points.shape}; pass (C,), (C, L) and (C, L, L)"
         )
     centre, directions, names = _principal(points)
     ax = latent_scatter((points - centre) @ directions, labels, ax=ax)
     turn = np.linspace(0, 2 * np.pi, 100)
     circle = 2 * np.stack([np.cos(turn), np.sin(turn)])
-    for number, (share, mean, spread) in enumerate(zip(shares, (means - centre) @ directions, variances, strict=True)):
-        covariance = directions.T @ (spread[:, None] * directions)
-        values, axes = np.linalg.eigh(covariance)
+    for number, (share, mean, spread) in enumerate(
+        zip(shares, (means - centre) @ directions, covariances, strict=True)
+    ):
+        values, axes = np.linalg.eigh(directions.T @ spread @ directions)
         rim = mean[:, None] + axes @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)
         ax.plot(*rim, color="black", linewidth=0.4 + 1.6 * share / shares.max())
         ax.annotate(str(number), mean, ha="center", va="center", fontsize=8, fontweight="bold")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyrovae.conditionals.base import vector_length
+from pyrovae.conditionals.normal import MultivariateNormal
 from pyrovae.nets import as_shape
 
 __all__ = ["Covariance", "DiagonalCovariance", "FullCovariance", "TiedCovariance"]
@@ -166,7 +167,7 @@ class FullCovariance(Covariance):
 
     def forward(self, loc: Tensor, c: Tensor) -> dist.TorchDistribution:  # noqa: D102
         tril = torch.linalg.cholesky(self._sum()).to(self.raw_tril.dtype)
-        return dist.MultivariateNormal(loc, scale_tril=self._each(tril)[c])
+        return MultivariateNormal(loc, scale_tril=self._each(tril)[c])
 
     def scatter(self, responsibilities: Tensor, x: Tensor, loc: Tensor) -> Tensor:
         """Covariances (C, D, D)."""

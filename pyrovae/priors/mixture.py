@@ -33,7 +33,7 @@ class GaussianMixture(nn.Module):
         exact, and there is no rsample, because the choice of the component has no gradient.
 
     Raises:
-        TypeError: if a size is not an int.
+        TypeError: if a size is not an int, or covariance makes no `Covariance`.
         ValueError: if a size is not positive, spread is outside [0, 1), or the covariance's floor is above the initial
             standard deviation; as the covariance.
 
@@ -58,7 +58,12 @@ class GaussianMixture(nn.Module):
         (self.num_components,) = as_shape(num_components, "num_components")
         if not 0 <= spread < 1:
             raise ValueError(f"spread is {spread}, expected at least 0 and less than 1; pass spread=0.5")
-        self.covariance = covariance(self.num_components, self.event_shape)
+        made = covariance(self.num_components, self.event_shape) if callable(covariance) else covariance
+        if not isinstance(made, Covariance):
+            raise TypeError(
+                f"covariance is {covariance!r}, what makes a Covariance is wanted; pass covariance=FullCovariance, say"
+            )
+        self.covariance = made
         variance = 1 - spread**2
         if self.covariance.min_scale**2 >= variance:
             raise ValueError(
@@ -71,7 +76,7 @@ class GaussianMixture(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(z)."""
-        return dist.MixtureSameFamily(self.component(), self.given(torch.arange(self.num_components)))
+        return dist.MixtureSameFamily(self.component(), self.components())
 
     @property
     def scale(self) -> Tensor:
@@ -81,6 +86,10 @@ class GaussianMixture(nn.Module):
     def component(self) -> dist.TorchDistribution:
         """p(k), a Categorical."""
         return dist.Categorical(logits=self.logits)
+
+    def components(self) -> dist.TorchDistribution:
+        """p(z | k) of all k, of batch shape (K,)."""
+        return self.given(torch.arange(self.num_components, device=self.loc.device))
 
     def given(self, k: Tensor) -> dist.TorchDistribution:
         """p(z | k) for components k (...), of batch shape (...)."""

@@ -281,15 +281,15 @@ def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None
             raise ValueError("resume is True, but out is None; pass the folder of the run as out=")
         return None
     folder = Path(out)
-    holds_run = (folder / "checkpoints").is_dir() or (folder / "history.csv").exists()
-    if holds_run and not resume:
-        raise ValueError(
-            f"out={str(folder)!r} already holds a run; pass resume=True to go on with it, or another folder"
-        )
-    if resume and checkpoint.latest(folder / "checkpoints") is None:
-        raise FileNotFoundError(
-            f"out={str(folder)!r} has no complete checkpoint; pass resume=False to start a run there"
-        )
+    complete = checkpoint.latest(folder / "checkpoints") is not None
+    left = [*(folder / "checkpoints").glob("*"), *folder.glob("history.csv")]
+    incomplete = not complete and bool(left)  # what is left of a run is not written over
+    if not resume and (complete or incomplete):
+        fix = "resume=True to go on with it, or another folder" if complete else "another folder, or delete this one"
+        raise ValueError(f"out={str(folder)!r} already holds a run; pass {fix}")
+    if resume and not complete:
+        fix = "pass another folder" if incomplete else "pass resume=False to start a run there"
+        raise FileNotFoundError(f"out={str(folder)!r} has no complete checkpoint; {fix}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

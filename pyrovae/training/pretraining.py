@@ -19,6 +19,7 @@ from pyrovae.models.base import evaluation_mode
 from pyrovae.models.vae import filled
 from pyrovae.nets import MLP
 from pyrovae.objectives.draws import at_least_float32
+from pyrovae.training import checkpoint
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Run
 from pyrovae.training.preparation import splits
@@ -68,8 +69,8 @@ def pretrain_stacked(
         finetune_epochs: for all layers together; 0 leaves that out.
         validation: as for `fit`.
         out: folder, in which layer_1, layer_2, ... and finetune each hold a run.
-        resume: go on from the newest checkpoints in `out`, as if there had been no interruption: finished runs are
-            read, the one that was cut off goes on, and the rest begin.
+        resume: go on from the newest checkpoints in `out`, with the same arguments, as if there had been no
+            interruption: finished runs are read, the one that was cut off goes on, and the rest begin.
         options: further arguments of `fit`, for each of the runs.
 
     Returns:
@@ -114,7 +115,7 @@ def pretrain_stacked(
 def _kept(out: str | os.PathLike[str] | None, name: str, resume: bool, *, first: bool = False) -> dict[str, Any]:
     """Where a run is kept, and whether it goes on; the first one has to be there, the others may not have begun."""
     folder = None if out is None else Path(out) / name
-    began = first or (folder is not None and (folder / "checkpoints").exists())
+    began = first or (folder is not None and checkpoint.latest(folder / "checkpoints") is not None)
     return {"out": folder, "resume": resume and began}
 
 
