@@ -150,8 +150,10 @@ def slot(name: str, value: Any) -> Any:
         )
     makers = parts(name)
     found = named(str(options.pop("name")), makers, name)
-    options = {option: slot(option, given) if option in SLOTS else _read(given) for option, given in options.items()}
-    for parameter in inspect.signature(makers[found]).parameters.values():
+    wanted = inspect.signature(makers[found]).parameters
+    nested = wanted.keys() & set(SLOTS)
+    options = {option: slot(option, given) if option in nested else _read(given) for option, given in options.items()}
+    for parameter in wanted.values():
         if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is not parameter.empty:
             continue
         if _plain_type(parameter) is None:

@@ -215,6 +215,10 @@ def test_clusters_of_two_dimensions_are_where_they_are(rng):
     ax = plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0, -2.0]], [np.diag([4.0, 0.25])])
     x, y = ax.get_lines()[0].get_xydata().T
     np.testing.assert_allclose([x.min(), x.max(), y.min(), y.max()], [-3, 5, -3, -1], atol=0.02)
+    covariance = np.array([[1.0, 0.95], [0.95, 1.0]])
+    rim = plots.clusters(rng.normal(size=(9, 2)), [1.0], [[1.0, -2.0]], [covariance]).get_lines()[0].get_xydata()
+    distance = ((rim - [1.0, -2.0]) @ np.linalg.inv(covariance) * (rim - [1.0, -2.0])).sum(1)
+    np.testing.assert_allclose(distance, 4.0)  # two sigmas in every direction
     with pytest.raises(ValueError, match="L of at least 2"):
         plots.clusters(rng.normal(size=(9, 1)), [1.0], [[1.0]], [[4.0]])
     with pytest.raises(ValueError, match="pass \\(C,\\), \\(C, L\\) and \\(C, L, L\\)"):
