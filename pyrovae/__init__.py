@@ -146,6 +146,7 @@ from pyrovae.training.loop import (
     Run,
 )
 from pyrovae.training.pretraining import (
+    pretrain_clusters,
     pretrain_stacked,
 )
 from pyrovae.training.runs import (
@@ -261,6 +262,7 @@ __all__ = [
     "pair_marginals",
     "plots",
     "posterior_marginals",
+    "pretrain_clusters",
     "pretrain_stacked",
     "priors",
     "responsibilities",

@@ -19,9 +19,9 @@ import pyrovae as pv
 from pyrovae import evaluation, nets
 from pyrovae.conditionals import CrossEntropy, FixedNormal
 from pyrovae.evaluation.features import Features
-from pyrovae.models import VAE, Autoencoder
+from pyrovae.models import VAE, Autoencoder, VaDE
 from pyrovae.training import pretraining
-from pyrovae.training.pretraining import layers, pretrain_stacked
+from pyrovae.training.pretraining import layers, pretrain_clusters, pretrain_stacked
 
 QUIET = {"progress": False, "compile": False, "seed": 0}
 HIDDEN = (16, 12)
@@ -186,6 +186,57 @@ def test_bad_arguments_are_named(make, options, message):
     before = [p.detach().clone() for p in pair.parameters()]
     with pytest.raises((TypeError, ValueError), match=message):
         pretrain_stacked(pair, rows(), **{**QUIET, "max_epochs": 1, **options})
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+
+
+# Clusters -------------------------------------------------------------------------------------------------------------
+
+
+def test_pretrained_clusters_are_a_fit_of_the_vae_and_a_mixture_on_its_codes():
+    """By hand: the same weights, the same mixture; q(z | x) keeps the scale it has learned."""
+    options = {**QUIET, "max_epochs": 3, "lr": 1e-2}
+    pairs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        pairs.append(VaDE((2, 3), 2, 3, hidden=(8,), likelihood=CrossEntropy))
+    pair, by_hand = pairs
+    run = pretrain_clusters(pair, rows(), beta=0.01, num_restarts=2, **options)
+    vae = by_hand.vae()
+    assert type(vae) is VAE
+    assert type(vae.prior) is pv.priors.StandardNormal
+    for slot in ("encoder", "decoder", "posterior", "likelihood"):
+        assert getattr(vae, slot) is getattr(by_hand, slot)
+    pv.fit(vae, rows(), objective=pv.ELBO(beta=0.01), **options)
+    by_hand.initialise_(rows(), seed=0, num_restarts=2, posterior_scale=False)
+    assert run.epoch == 3
+    assert all(torch.equal(one, other) for one, other in zip(pair.parameters(), by_hand.parameters(), strict=True))
+
+
+def test_pretrained_clusters_may_be_balanced_and_resumed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(VaDE, "initialise_", lambda self, x, **options: asked.append(options))
+    torch.manual_seed(0)
+    pair, options = VaDE((2, 3), 2, 3, hidden=(8,), likelihood=CrossEntropy), {**QUIET, "max_epochs": 2}
+    stop = [lambda run: setattr(run, "interrupted", True)]
+    assert pretrain_clusters(pair, rows(), out=tmp_path, callbacks=stop, **options).interrupted
+    assert asked == []
+    assert pretrain_clusters(pair, rows(), out=tmp_path, resume=True, balanced=True, **options).epoch == 2
+    assert asked == [{"seed": 0, "num_restarts": 10, "balanced": True, "posterior_scale": False}]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (stack, {}, "pair is a VAE, a VaDE is wanted"),
+        (lambda: VaDE((2, 3), 2, 65, likelihood=CrossEntropy), {}, "64 rows for 65 components"),
+        (lambda: VaDE((2, 3), 2, 3, likelihood=CrossEntropy), {"objective": pv.ELBO()}, "pass beta="),
+    ],
+)
+def test_pretrained_clusters_refuse_what_they_cannot_have(make, options, message):
+    pair = make()
+    before = [parameter.detach().clone() for parameter in pair.parameters()]
+    with pytest.raises((TypeError, ValueError), match=message):
+        pretrain_clusters(pair, rows(), **{**QUIET, "max_epochs": 1, **options})
     assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
 
 

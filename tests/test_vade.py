@@ -11,7 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from sklearn.mixture import GaussianMixture as Sklearn
 
-from pyrovae import cluster_accuracy, conditionals, priors
+from pyrovae import cluster_accuracy, conditionals, fit, priors
 from pyrovae.models import VAE, MeanFieldVaDE, VaDE
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, IWAE, ledger, log_weights
@@ -221,10 +221,10 @@ def test_a_balanced_start_is_the_likeliest_restart_with_equal_weights():
     state = np.random.RandomState(0)
     restarts = [Sklearn(3, random_state=state, **options).fit(x.numpy()) for _ in range(6)]
     values = []
-    for fit in restarts:
-        normals = dist.Normal(torch.from_numpy(fit.means_), torch.from_numpy(fit.covariances_).sqrt()).to_event(1)
+    for one in restarts:
+        normals = dist.Normal(torch.from_numpy(one.means_), torch.from_numpy(one.covariances_).sqrt()).to_event(1)
         values.append(float((normals.log_prob(x[:, None]) - math.log(3)).logsumexp(-1).mean()))
-    likelihoods = [fit.lower_bound_ for fit in restarts]
+    likelihoods = [one.lower_bound_ for one in restarts]
     best = {True: values.index(max(values)), False: likelihoods.index(max(likelihoods))}
     for balanced in (True, False):
         fitted = identity().initialise_(x, seed=0, num_restarts=6, balanced=balanced, posterior_scale=False)
@@ -258,8 +258,10 @@ def test_initialise_leaves_random_states_and_modes_as_they_were():
 
 def test_bad_input_is_named():
     x, _ = blobs()
-    with pytest.raises(ValueError, match="x has 2 rows for 3 components"):
+    with pytest.raises(ValueError, match="the data have 2 rows for 3 components"):
         identity().initialise_(x[:2])
+    with pytest.raises(ValueError, match="2 rows for 3 components"):
+        fit(identity(), x[:2], max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="num_restarts is 0"):
         identity().initialise_(x, num_restarts=0)
     with pytest.raises(ValueError, match="all alike"):

@@ -79,25 +79,31 @@ def wisdm(root: str | None) -> Data:
 # Starts ---------------------------------------------------------------------------------------------------------------
 
 
-def stacked(pair: pv.VaDE, data: Data, epochs: int, folder: Path, **options: Any) -> pv.Run:
+def stacked(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
     """Layer by layer, which takes about as long as the whole does, then all together; the last run."""
     each = max(1, epochs // 2)
     options |= {"out": folder, "resume": (folder / "layer_1" / "checkpoints").exists()}
-    return pv.pretrain_stacked(pair, data, max_epochs=each, finetune_epochs=epochs - each, **options)[-1]
+    runs = pv.pretrain_stacked(pair, data, max_epochs=each, finetune_epochs=epochs - each, **options)
+    return with_mixture(pair, data, runs[-1], balanced)
 
 
-def plain(pair: pv.VaDE, data: Data, epochs: int, folder: Path, **options: Any) -> pv.Run:
+def plain(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
     """All layers at once."""
     options |= {"out": folder, "resume": (folder / "checkpoints").exists()}
-    return pv.fit(pv.Autoencoder.of(pair), data, max_epochs=epochs, **options)
+    return with_mixture(pair, data, pv.fit(pv.Autoencoder.of(pair), data, max_epochs=epochs, **options), balanced)
 
 
-def smooth(pair: pv.VaDE, data: Data, epochs: int, folder: Path, **options: Any) -> pv.Run:
+def with_mixture(pair: pv.VaDE, data: Data, run: pv.Run, balanced: bool) -> pv.Run:
+    """The pretraining, and if it was not cut off, the mixture on its codes."""
+    if not run.interrupted:
+        pair.initialise_(data.train["x"], seed=run.seed, num_restarts=RESTARTS, balanced=balanced)
+    return run
+
+
+def smooth(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
     """A VAE of the same modules under a standard Normal, whose KL counts little."""
-    modules = {name: getattr(pair, name) for name in ("encoder", "decoder", "posterior", "likelihood")}
-    vae = pv.VAE(data.event_shape, LATENT_DIM, **modules)
-    options |= {"out": folder, "resume": (folder / "checkpoints").exists()}
-    return pv.fit(vae, data, objective=pv.ELBO(beta=LITTLE), max_epochs=epochs, **options)
+    options |= {"out": folder, "resume": (folder / "checkpoints").exists(), "beta": LITTLE, "balanced": balanced}
+    return pv.pretrain_clusters(pair, data, max_epochs=epochs, num_restarts=RESTARTS, **options)
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
@@ -173,15 +179,16 @@ def cells(
 
         def start(pair: pv.VaDE, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any) -> bool:
             options |= {"seed": seed, "batch_size": schedule.batch_size, "precision": precision, "lr": schedule.lr}
-            if pretrain(pair, data, schedule.pretraining, out / "pretraining", **options).interrupted:
+            if pretrain(pair, data, schedule.pretraining, out / "pretraining", balanced, **options).interrupted:
                 return False
-            x = data.train["x"]
-            noisy = pretrain is smooth  # so that q(z | x) has a scale already
-            fitted = pair.initialise_(x, seed=seed, num_restarts=RESTARTS, balanced=balanced, posterior_scale=not noisy)
-            found = scores(fitted.predict(pair.codes(x).double().numpy(force=True)), data)
+            with torch.no_grad():
+                joint = pair.prior.component().logits + pair.prior.components().log_prob(
+                    pair.codes(data.train["x"])[:, None]
+                )
+            found = scores(joint.argmax(-1).numpy(force=True), data)
             print(f"mixture of codes after {schedule.pretraining} epochs: acc {found['acc']:.2f}", flush=True)
             out.mkdir(parents=True, exist_ok=True)
-            reports.write_json({**found, "likelihood": float(fitted.lower_bound_)}, out / "start.json")
+            reports.write_json({**found, "likelihood": float(joint.logsumexp(-1).mean())}, out / "start.json")
             return True
 
         return start

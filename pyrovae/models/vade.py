@@ -40,7 +40,8 @@ class VaDE(VAE):
     `responsibilities`, `assign_clusters` and samples of one cluster.
 
     Trained from random weights, few components win at once and keep all data. So start from codes that are clustered
-    already: pretrain (as the paper does, or with a small beta), then `initialise_`, then train.
+    already: `pyrovae.pretrain_clusters(vade, data)` fits `vade.vae()` with a KL of little weight and calls
+    `initialise_`; the paper's start is an auto-encoder (`pyrovae.pretrain_stacked`), then `initialise_`.
 
     Args:
         event_shape: shape of one x.
@@ -102,6 +103,11 @@ class VaDE(VAE):
             z = pyro.sample("z", self.prior.given(c))
             pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
 
+    def vae(self) -> VAE:
+        """A VAE of the same networks, posterior and likelihood under N(0, I): what it learns, this pair has learned."""
+        modules = {name: getattr(self, name) for name in ("encoder", "decoder", "posterior", "likelihood")}
+        return VAE(self.event_shape, self.latent_dim, **modules)
+
     def initialise_(
         self,
         x: Tensor,
@@ -139,9 +145,7 @@ class VaDE(VAE):
 
         Source: Jiang et al. 2017, section 4.2 (mixture on codes); the rest is this library's.
         """
-        components = self.prior.num_components
-        if len(x) < components:
-            raise ValueError(f"x has {len(x)} rows for {components} components; pass at least {components} rows")
+        self.check_size(len(x))
         if num_restarts < 1:
             raise ValueError(f"num_restarts is {num_restarts}, one at least is wanted; pass num_restarts=10")
         if posterior_scale and type(self.posterior) is not DiagonalNormal:
@@ -187,6 +191,16 @@ class VaDE(VAE):
                 value, one.weights_ = one.score(codes), weights
             found.append((value, one))
         return max(found, key=lambda pair: pair[0])[1]
+
+    def check_size(self, rows: int) -> None:
+        """Refuse fewer rows than components.
+
+        Raises:
+            ValueError: naming both.
+        """
+        components = self.prior.num_components
+        if rows < components:
+            raise ValueError(f"the data have {rows} rows for {components} components; pass at least {components} rows")
 
     def codes(self, x: Tensor) -> Tensor:
         """The means of q(z | x), (N, L), in evaluation mode and without gradients.

@@ -1,4 +1,4 @@
-"""Greedy layer-wise pretraining: each layer of an encoder, with its mirror in the decoder, as an auto-encoder."""
+"""Starts: layers of an encoder as auto-encoders, one by one; clusters on the codes of a VAE with little KL."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from pyrovae.data import Data, Split, Stream
 from pyrovae.models.autoencoder import Autoencoder
 from pyrovae.models.base import evaluation_mode
+from pyrovae.models.vade import VaDE
 from pyrovae.models.vae import filled
 from pyrovae.nets import MLP
+from pyrovae.objectives import ELBO
 from pyrovae.objectives.draws import at_least_float32
 from pyrovae.training import checkpoint
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Run
 from pyrovae.training.preparation import splits
 
-__all__ = ["layers", "pretrain_stacked"]
+__all__ = ["layers", "pretrain_clusters", "pretrain_stacked"]
 
 Corruption = nn.Module | Callable[[], nn.Module]
 dropout = partial(nn.Dropout, 0.2)
@@ -110,6 +112,60 @@ def pretrain_stacked(
         kept = _kept(out, "finetune", resume)
         runs.append(fit(whole, Data(train, held_out), max_epochs=finetune_epochs, **kept, **options))
     return runs
+
+
+def pretrain_clusters(
+    pair: VaDE,
+    data: Any,
+    *,
+    beta: float = 0.001,
+    max_epochs: int = 50,
+    num_restarts: int = 10,
+    balanced: bool = False,
+    validation: Any = None,
+    **options: Any,
+) -> Run:
+    """Give a `VaDE` its start, in place: a VAE of its modules whose KL weighs little, then a mixture on its codes.
+
+    That little KL keeps the codes smooth, where those of an auto-encoder may lie in any shape. It is long enough when
+    the likeliest mixtures of several seeds agree; `balanced` says more of what is known of the clusters.
+
+    Args:
+        pair: a `VaDE` or `MeanFieldVaDE`.
+        data: as for `fit`; rows in memory. A transform, such as dynamic binarisation, is drawn once for the mixture.
+        beta: weight of the KL.
+        max_epochs: of the VAE.
+        num_restarts, balanced: of the mixture, see `VaDE.initialise_`.
+        validation: as for `fit`.
+        options: further arguments of `fit`.
+
+    Returns:
+        the run of the VAE. After Ctrl-C there is no mixture yet: call this again, with `resume=True` if it has `out`.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as `fit` and `VaDE.initialise_`; for a pair that is no VaDE.
+
+    Source: Cao et al. 2020 (S3VDC), for the VAE with little KL in place of an auto-encoder; the rest is this library's.
+
+    >>> from pyrovae.models import VaDE
+    >>> vade, x = VaDE(6, latent_dim=2, num_components=3, hidden=(5,)), torch.rand(64, 6).round()
+    >>> run = pretrain_clusters(vade, x, max_epochs=2, num_restarts=1, seed=0, progress=False)
+    >>> run.pair.encoder is vade.encoder
+    True
+    """
+    if not isinstance(pair, VaDE):
+        raise TypeError(f"pair is a {type(pair).__name__}, a VaDE is wanted; pass VaDE(...), or fit the pair at once")
+    if "objective" in options:
+        raise TypeError("objective is no argument of pretrain_clusters; pass beta=, the weight of the KL")
+    train, held_out = splits(data, vae := pair.vae(), validation)
+    if not isinstance(train, Split):
+        raise TypeError("data are read as they are needed, a mixture needs all codes; pass tensors or a Split")
+    pair.check_size(len(train))
+    run = fit(vae, Data(train, held_out), objective=ELBO(beta=beta), max_epochs=max_epochs, **options)
+    if not run.interrupted:
+        x = torch.cat([x for x, *_ in train.fixed(0).sequential(1024)])
+        pair.initialise_(x, seed=run.seed, num_restarts=num_restarts, balanced=balanced, posterior_scale=False)
+    return run
 
 
 def _kept(out: str | os.PathLike[str] | None, name: str, resume: bool, *, first: bool = False) -> dict[str, Any]:
