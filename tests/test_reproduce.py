@@ -104,6 +104,18 @@ def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
     assert {line.count("|") for line in lines[2:]} == {12}
 
 
+def test_a_table_says_how_long_a_start_was(tmp_path):
+    folder = tmp_path / "results" / "begun" / "pretraining_4_epochs_6_batch_128_samples_10"
+    folder.mkdir(parents=True)
+    for cell in ("begun", "whole"):
+        record = {"nll": 1.0, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        (folder / f"{cell}_seed_0.json").write_text(json.dumps(record))
+    cells = {"begun": Cell(small, start=lambda *_, **__: True), "whole": Cell(small)}
+    lines = table("begun", dataclasses.replace(RESULT, cells=cells)).splitlines()
+    assert "| begun | 1.00 |  | 1 | 4 + 6 | 128 | 10 | cpu |" in lines
+    assert "| whole | 1.00 |  | 1 | 6 | 128 | 10 | cpu |" in lines
+
+
 def test_a_table_without_papers_has_no_column_of_them():
     nobodys = dataclasses.replace(RESULT, figure=("mig", "score"), cells={"ran": Cell(small, paper={"score": 1.0})})
     titles = table("several", nobodys).splitlines()[2]

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument(
         "--pretraining", type=int, help="epochs before, of cells that have some; other than the schedule's"
     )
+    parser.add_argument("--batch_size", type=int, help="other than the schedule's")
     parser.add_argument("--num_samples", type=int, help="importance samples of the NLL, other than the schedule's")
     parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which to stop")
     parser.add_argument("--device", default="auto")
@@ -77,7 +78,7 @@ def main() -> None:
             parser.error(f"{options.name} has no cells {unknown}; it has {', '.join(map(repr, result.cells))}")
         changed = {
             key: value
-            for key in ("epochs", "pretraining", "num_samples")
+            for key in ("epochs", "pretraining", "batch_size", "num_samples")
             if (value := getattr(options, key)) is not None
         }
         schedule = dataclasses.replace(getattr(result, options.schedule), **changed)

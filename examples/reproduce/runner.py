@@ -8,6 +8,7 @@ printed from the JSON alone.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -278,13 +279,15 @@ def table(name: str, result: Result) -> str:
         for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
             settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
         absent = "quoted" if cell.quoted else "not run yet"
-        for records in list(settings.values()) or [[]]:
+        for schedule, records in settings.items() or [("", [])]:
             paper = papers[cell_name]
             figures = [
                 _figure(paper.get(key)) if whose == "paper" else _spread(key, records) or absent
                 for key, whose in columns
             ]
             setting = [str(records[0][key]) if records else "" for key in SETTING]
+            if cell.start and (before := re.match(r"pretraining_(\d+)_", schedule)):
+                setting[SETTING.index("epochs")] = f"{before[1]} + {records[0]['epochs']}"
             each = ", ".join(_figure(record[result.figures[0]]) for record in records[:MOST] if len(records) > 1)
             lines.append(_row([cell_name, *figures, each, str(len(records) or ""), *setting]))
     return "\n".join(lines)
