@@ -38,8 +38,9 @@ from pyrovae.flags import (
 )
 from pyrovae.models.base import as_pair, isolated_random_state
 from pyrovae.models.rebuild import build, family, named, part
+from pyrovae.training import pretraining
 from pyrovae.training.fit import fit
-from pyrovae.training.loop import Callback
+from pyrovae.training.loop import Callback, Run
 from pyrovae.training.runs import load as load_run
 
 __all__ = ["main"]
@@ -98,6 +99,8 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--mask", type=str | None, default=None, help=about)
     flags = add_objective_arguments(parser, written_out(flags), getattr(source, "trained_by", "ELBO"))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
+    if start := getattr(source, "started_by", None):
+        parser.add_argument("--pretraining", type=int, default=0, help=f"epochs of {start} before; 0 for none.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
     add_pair_arguments(parser, source)
     config = parser.parse_args(flags)
@@ -115,18 +118,11 @@ def _fit(arguments: list[str]) -> None:
     data = _hiding(data, pair, options["mask"])
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
     callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
-    run = fit(
-        pair,
-        data,
-        objective=chosen,
-        callbacks=callbacks,
-        **{
-            key: options[key]
-            for key in inspect.signature(fit).parameters
-            if key in options and key not in (*BY_CODE, "out")
-        },
-        out=out,
-    )
+    of_fit = {key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in BY_CODE}
+    run = _pretrained(pair, data, options, out) if options.get("pretraining") else None
+    if run is None or not run.interrupted:
+        of_fit |= {"out": out, "resume": options["resume"] and run is None}
+        run = fit(pair, data, objective=chosen, callbacks=callbacks, **of_fit)
     if run.rank:
         return
     options["out"] = str(out)
@@ -147,6 +143,19 @@ def _fit(arguments: list[str]) -> None:
     print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")
+
+
+def _pretrained(pair: Any, data: Any, options: dict[str, Any], out: Path) -> Run | None:
+    """The start of a pair that has one, in a folder of its own; None where the run itself is gone on with."""
+    if options["resume"] and (out / "checkpoints").exists():
+        return None
+    folder = out / "pretraining"
+    kept = {
+        key: options[key] for key in ("batch_size", "lr", "accelerator", "precision", "compile", "seed", "progress")
+    }
+    resume = options["resume"] and (folder / "checkpoints").exists()
+    start = getattr(pretraining, pair.started_by)
+    return start(pair, data, max_epochs=options["pretraining"], out=folder, resume=resume, **kept)
 
 
 def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:

@@ -28,7 +28,9 @@ from pyrovae.flags import (
     slot,
     written_out,
 )
+from pyrovae.models import VaDE
 from pyrovae.models.rebuild import build, describe, parts
+from pyrovae.training import pretraining
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
@@ -143,6 +145,54 @@ def test_options_of_a_part_of_a_part_without_its_name_are_refused(tmp_path, caps
     with pytest.raises(SystemExit):
         main(["fit", "vae", "--prior", "GaussianMixture", "--prior.covariance.min_scale", "0.05", *QUICK])
     assert "--covariance has options and no name" in capsys.readouterr().err
+
+
+CLUSTERS = ["--num_components", "3", "--latent_dim", "2", "--pretraining", "3"]
+
+
+def test_a_pair_that_has_a_start_gets_it(tmp_path, monkeypatch):
+    """After it, before any step: prior and posterior are where `pretrain_clusters` left them."""
+    found = []
+
+    def watched(pair, data, **options):
+        run = pretrain_clusters(pair, data, **options)
+        found.append((options, pair.prior.loc.detach().clone(), run))
+        return run
+
+    pretrain_clusters = pretraining.pretrain_clusters
+    monkeypatch.setattr(pretraining, "pretrain_clusters", watched)
+    out = tmp_path / "run"
+    main(["fit", "vade", "--out", str(out), *CLUSTERS, *QUICK, "--batch_size", "500", "--lr", "1e-6"])
+    ((options, loc, start),) = found
+    assert (options["max_epochs"], options["batch_size"], options["seed"], options["lr"]) == (3, 500, 1, 1e-6)
+    assert (type(start.pair).__name__, start.epoch, start.out) == ("VAE", 3, out / "pretraining")
+    run = load(out)
+    torch.testing.assert_close(run.pair.prior.loc, loc, rtol=0, atol=1e-4)
+    assert not torch.allclose(loc, VaDE((1, 8, 8), 2, 3, hidden=(8,)).prior.loc, atol=0.1)
+
+
+def test_a_start_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    main(["fit", "vade", "--out", str(straight), *CLUSTERS, *QUICK])
+    plain = pretraining.pretrain_clusters
+
+    def stopped(*arguments, **options):
+        return plain(*arguments, **options, callbacks=[lambda run: setattr(run, "interrupted", True)])
+
+    monkeypatch.setattr(pretraining, "pretrain_clusters", stopped)
+    main(["fit", "vade", "--out", str(cut), *CLUSTERS, *QUICK])
+    assert "interrupted after step" in capsys.readouterr().out
+    assert not (cut / "checkpoints").exists()
+    monkeypatch.undo()
+    main(["fit", "vade", "--config", str(cut / "config.yaml"), "--resume", "true"])
+    one, other = (load(folder).pair.state_dict() for folder in (straight, cut))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_pair_without_a_start_has_no_flag_for_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--pretraining", "3", *QUICK])
+    assert "there is no flag --pretraining" in capsys.readouterr().err
 
 
 def test_options_reach_the_pair(tmp_path):

@@ -180,3 +180,8 @@ def test_components_ask_for_a_latent_that_depends_on_the_cluster():
 
     with pytest.raises(ValueError, match="'z' does not depend on 'c'"):
         components(Functions(model, guide), X.float())
+
+
+def test_data_that_the_likelihood_cannot_give_are_named():
+    with pytest.raises(ValueError, match="cannot give: row 1"):
+        assign_clusters(VaDE(6, 2, 3, hidden=(5,)), torch.tensor([[0.0] * 6, [0.5] * 6]))

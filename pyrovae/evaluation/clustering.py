@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import latent_site
 from pyrovae.objectives.mean_field import probabilities
@@ -52,7 +53,7 @@ def responsibilities(
         (N, nested plates..., C), each row a distribution.
 
     Raises:
-        ValueError: if there is no such site, or several to choose from.
+        ValueError: if there is no such site, or several to choose from; for data that the likelihood cannot give.
 
     >>> from pyrovae.models import VaDE
     >>> responsibilities(VaDE(6, 2, 3, hidden=(5,)), torch.rand(8, 6).round()).sum(-1).round(decimals=5).unique()
@@ -65,6 +66,7 @@ def responsibilities(
         count = num_samples if sampled else 1
         parts = []
         for run, batch, _ in on:
+            check_support(on, batch)
             total: Tensor | float = 0.0
             for _ in range(count):
                 draw = ledger(run, *batch, known=on.known).draws[0]

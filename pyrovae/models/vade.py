@@ -69,6 +69,7 @@ class VaDE(VAE):
     """
 
     prior: GaussianMixture
+    started_by = "pretrain_clusters"
 
     def __init__(
         self,
