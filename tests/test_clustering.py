@@ -183,5 +183,5 @@ def test_components_ask_for_a_latent_that_depends_on_the_cluster():
 
 
 def test_data_that_the_likelihood_cannot_give_are_named():
-    with pytest.raises(ValueError, match="the likelihood at site .x. cannot give: they lie in"):
+    with pytest.raises(ValueError, match="the likelihood at site 'x' cannot give: they lie in"):
         assign_clusters(VaDE(6, 2, 3, hidden=(5,)), torch.tensor([[0.0] * 6, [0.5] * 6]))
