@@ -75,12 +75,11 @@ class Pair(PyroModule):
     Attributes:
         arguments: what the constructor was called with, by name; `...` stands for a module, which no JSON can hold.
         continuous: whether its density of x has no bound where data lie on a grid, so that `fit` refuses those.
-        trained_by, started_by: names of the objective that `fit` takes by default, and of what pretrains it, or None.
+        trained_by, started_by: names of the objective that `fit` takes by default, and of what pretrains it, if anything does.
     """
 
     arguments: dict[str, Any]
-    continuous, trained_by = False, "ELBO"
-    started_by: str | None = None
+    continuous, trained_by, started_by = False, "ELBO", ""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: D102  (it only notes the arguments)
         pair = super().__new__(cls)

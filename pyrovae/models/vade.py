@@ -133,7 +133,7 @@ class VaDE(VAE):
             seed: of the starts, and of the noise in the bound.
             num_restarts: k-means starts.
             balanced: whether the likeliest one is the likeliest with equal weights, for clusters that are known to be
-                about as large: a mixture that merges two and splits a third often is as likely, but not then.
+                about as large: a mixture that merges two and splits a third often is as likely, and less often so then.
             posterior_scale: False leaves q(z | x) as it is: after pretraining with noise, such as a VAE.
 
         Returns:
