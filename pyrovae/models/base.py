@@ -75,7 +75,7 @@ class Pair(PyroModule):
     Attributes:
         arguments: what the constructor was called with, by name; `...` stands for a module, which no JSON can hold.
         continuous: whether its density of x has no bound where data lie on a grid, so that `fit` refuses those.
-        trained_by, started_by: names of the objective that `fit` takes by default, and of what pretrains it, if anything does.
+        trained_by, started_by: names of the objective that `fit` takes by default, and of what pretrains it, if any.
     """
 
     arguments: dict[str, Any]
