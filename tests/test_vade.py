@@ -281,6 +281,10 @@ def test_bad_input_is_named():
     for wrong in ("full", None, lambda *shapes: torch.nn.Identity()):
         with pytest.raises(TypeError, match=r"covariance is .*, what makes a Covariance is wanted"):
             VaDE(2, 2, 3, covariance=wrong)
+    part = FullCovariance(3, 2)
+    assert VaDE(2, 2, 3, covariance=part).prior.covariance is part
+    with pytest.raises(ValueError, match=r"covariance is of shape \(3, 2\), wanted is \(4, 2\)"):
+        VaDE(2, 2, 4, covariance=part)
     with pytest.raises(ValueError, match="FullCovariance is over vectors"):
         priors.GaussianMixture((2, 2), num_components=3, covariance=FullCovariance)
     with pytest.raises(ValueError, match="num_components"):

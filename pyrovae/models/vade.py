@@ -82,7 +82,7 @@ class VaDE(VAE):
         decoder: nn.Module | Callable[..., nn.Module] | None = None,
         posterior: nn.Module | Callable[..., nn.Module] = DiagonalNormal,
         likelihood: nn.Module | Callable[..., nn.Module] = Bernoulli,
-        covariance: Callable[..., Covariance] = partial(DiagonalCovariance, min_scale=0.01),  # noqa: B008
+        covariance: Covariance | Callable[..., Covariance] = partial(DiagonalCovariance, min_scale=0.01),  # noqa: B008
         spread: float = 0.9,
     ) -> None:
         (latent_dim,) = as_shape(latent_dim, "latent_dim")

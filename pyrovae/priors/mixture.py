@@ -24,8 +24,9 @@ class GaussianMixture(nn.Module):
     Args:
         event_shape: shape of one z; an int stands for a vector of that length.
         num_components: K.
-        covariance: of the components, made by `covariance(num_components, event_shape)`: `DiagonalCovariance`, or for
-            vectors `FullCovariance`, `TiedCovariance`. Their `min_scale` is the floor of the standard deviations.
+        covariance: of the components, or what makes it by `covariance(num_components, event_shape)`: for any event
+            `DiagonalCovariance`, for vectors `FullCovariance`, `TiedCovariance`. Their `min_scale` is the floor of the
+            standard deviations.
         spread: standard deviation of the initial means, in [0, 1).
 
     Returns:
@@ -34,8 +35,8 @@ class GaussianMixture(nn.Module):
 
     Raises:
         TypeError: if a size is not an int, or covariance makes no `Covariance`.
-        ValueError: if a size is not positive, spread is outside [0, 1), or the covariance's floor is above the initial
-            standard deviation; as the covariance.
+        ValueError: if a size is not positive, spread is outside [0, 1), the covariance is of another shape, or its floor
+            above the initial standard deviation; as the covariance.
 
     Source: Dilokthanakul et al. 2016, https://arxiv.org/abs/1611.02648, for a mixture as prior; in Tomczak & Welling
     2018, https://arxiv.org/abs/1705.07120, it is the baseline "MoG". The initialisation is this library's.
@@ -50,7 +51,7 @@ class GaussianMixture(nn.Module):
         event_shape: int | Sequence[int],
         *,
         num_components: int,
-        covariance: Callable[..., Covariance] = DiagonalCovariance,
+        covariance: Covariance | Callable[..., Covariance] = DiagonalCovariance,
         spread: float = 0.5,
     ) -> None:
         super().__init__()
@@ -58,11 +59,15 @@ class GaussianMixture(nn.Module):
         (self.num_components,) = as_shape(num_components, "num_components")
         if not 0 <= spread < 1:
             raise ValueError(f"spread is {spread}, expected at least 0 and less than 1; pass spread=0.5")
-        made = covariance(self.num_components, self.event_shape) if callable(covariance) else covariance
+        calls = callable(covariance) and not isinstance(covariance, nn.Module)
+        made = covariance(self.num_components, self.event_shape) if calls else covariance
         if not isinstance(made, Covariance):
             raise TypeError(
                 f"covariance is {covariance!r}, what makes a Covariance is wanted; pass covariance=FullCovariance, say"
             )
+        shape, wanted = (made.num_components, *made.event_shape), (self.num_components, *self.event_shape)
+        if shape != wanted:
+            raise ValueError(f"covariance is of shape {shape}, wanted is {wanted}; pass {type(made).__name__} itself")
         self.covariance = made
         variance = 1 - spread**2
         if self.covariance.min_scale**2 >= variance:
