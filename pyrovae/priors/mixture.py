@@ -35,8 +35,8 @@ class GaussianMixture(nn.Module):
 
     Raises:
         TypeError: if a size is not an int, or covariance makes no `Covariance`.
-        ValueError: if a size is not positive, spread is outside [0, 1), the covariance is of another shape, or its floor
-            above the initial standard deviation; as the covariance.
+        ValueError: if a size is not positive, spread is outside [0, 1), the covariance is of another shape, or its
+            floor above the initial standard deviation; as the covariance.
 
     Source: Dilokthanakul et al. 2016, https://arxiv.org/abs/1611.02648, for a mixture as prior; in Tomczak & Welling
     2018, https://arxiv.org/abs/1705.07120, it is the baseline "MoG". The initialisation is this library's.
