@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from examples.reproduce.__main__ import NAMES
-from examples.reproduce.runner import table
+from examples.reproduce.tables import table
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.reproduce.__main__ import NAMES
+from examples.reproduce.tables import BEGIN, END, summary
 from pyrovae import models
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,11 @@ def test_every_pair_has_a_row(name):
 def test_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_reproduced_figures_are_those_of_the_results():
+    """The table is what `python -m examples.reproduce --readme` writes."""
+    assert f"{BEGIN}{summary(NAMES)}{END}" in README
 
 
 def test_no_placeholder_is_left():

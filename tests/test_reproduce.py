@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import disentanglement, runner, vade
+from examples.reproduce import disentanglement, runner, tables, vade
 from examples.reproduce.__main__ import NAMES
-from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce, table
+from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce
+from examples.reproduce.tables import summary, table
 
 TABLE = disentanglement.RESULT.cells
 
@@ -122,6 +123,53 @@ def test_a_table_without_papers_has_no_column_of_them():
     assert "mig, ours" in titles
     assert "mig, paper" not in titles
     assert "score, paper" in titles
+
+
+def test_the_summary_has_each_cells_longest_training(tmp_path):
+    """The start's epochs count, the figure does not; what has not run is named."""
+    found = {
+        "pretraining_4_epochs_6": {"long_seed_0": 3.0, "long_seed_1": 5.0, "without_a_start_seed_0": 9.0},
+        "epochs_8": {"long_seed_0": 1.0, "short_seed_0": 7.0},
+        "epochs_2": {"short_seed_0": 6.0},
+    }
+    for schedule, figures in found.items():
+        (tmp_path / "results" / "small" / schedule).mkdir(parents=True)
+        for stem, nll in figures.items():
+            record = {"nll": nll, "mig": 0.5, "epochs": int(schedule[-1]), "num_samples": 10, "device": "cpu"}
+            (tmp_path / "results" / "small" / schedule / f"{stem}.json").write_text(json.dumps(record))
+    start = {"start": lambda *_, **__: True}
+    cells = {
+        "long": Cell(small, paper={"mig": 0.4}, **start),
+        "short": Cell(small),
+        "without a start": Cell(small),
+        "elsewhere": Cell(None, paper={"nll": 2.0}),
+        "one": Cell(small),
+        "two": Cell(small),
+    }
+    lines = summary({"small": dataclasses.replace(RESULT, cells=cells, figure=("nll", "mig"))}).splitlines()
+    assert lines[2:] == [
+        "| **`small`** Nobody, table 1: nll, mig |  |  |  |  |  |  |",
+        "| long | –; 0.40 | 4.00 ± 1.41 (3.00, 4.00, 5.00); 0.50 ± 0.00 | 2 | 4 + 6 | 10 | cpu |",
+        "| short |  | 7.00; 0.50 | 1 | 8 | 10 | cpu |",
+        "| without a start |  | 9.00; 0.50 | 1 | 6 | 10 | cpu |",
+        "| elsewhere | 2.00; – | quoted |  |  |  |  |",
+        "| not run yet: one; two |  |  |  |  |  |  |",
+    ]
+    assert {line.count("|") for line in lines} == {8}
+
+
+def test_the_readme_takes_the_summary_between_its_marks(tmp_path, monkeypatch):
+    path = tmp_path / "README.md"
+    path.write_text(f"above\n{tables.BEGIN}| old |\n{tables.END}below\n")
+    monkeypatch.setattr(tables, "README", path)
+    for _ in range(2):
+        tables.write_readme({"small": RESULT})
+        assert path.read_text() == f"above\n{tables.BEGIN}{summary({'small': RESULT})}{tables.END}below\n"
+    for text in ("no marks\n", f"{tables.BEGIN}and no end\n"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="README.md has no table to put the new one in; it stands between"):
+            tables.write_readme({"small": RESULT})
+        assert path.read_text() == text
 
 
 def test_a_record_says_with_what_a_cell_ran(tmp_path):

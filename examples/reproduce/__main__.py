@@ -3,6 +3,7 @@
     python -m examples.reproduce NAME [--cell CELL ...] [--seeds 0 1 2] [--schedule paper|reduced] [--budget MINUTES]
     python -m examples.reproduce NAME --pictures    draws what the result has of pictures, of the first of the seeds
     python -m examples.reproduce --table            prints the tables from the JSON in examples/results alone
+    python -m examples.reproduce --readme           puts the README's table into it, likewise
 
 Real data are read from the folder that --root or PYROVAE_DATA names; nothing is downloaded.
 """
@@ -26,7 +27,8 @@ from examples.reproduce import (
     topics,
     vade,
 )
-from examples.reproduce.runner import draw, reproduce, table
+from examples.reproduce.runner import draw, reproduce
+from examples.reproduce.tables import table, write_readme
 
 NAMES = {
     "iwae": iwae.RESULT,
@@ -67,7 +69,11 @@ def main() -> None:
     parser.add_argument("--root", default=None, help="folder of torchvision's data sets; default PYROVAE_DATA")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures of finished cells, run nothing")
     parser.add_argument("--table", action="store_true", help="print what there is so far")
+    parser.add_argument("--readme", action="store_true", help="put what there is so far into the README")
     options = parser.parse_args()
+    if options.readme:
+        write_readme(NAMES)
+        return
     if options.name is None and not options.table:
         parser.error(f"say which table, one of {', '.join(NAMES)}")
     names = NAMES if options.name is None else [options.name]

@@ -1,15 +1,12 @@
 """What every reproduced table shares: cells that train in turn, stop at a time limit, and go on from there another day.
 
 A result is a dictionary of cells. Each cell and seed is one run in `runs/reproduce/NAME/SCHEDULE`, resumed from its
-checkpoint if it was cut off, and one JSON file in `examples/results/NAME/SCHEDULE` once it is evaluated. Tables are
-printed from the JSON alone.
+checkpoint if it was cut off, and one JSON file in `examples/results/NAME/SCHEDULE` once it is evaluated.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,9 +24,6 @@ from pyrovae.data import Data
 from pyrovae.models.base import isolated_random_state
 
 RESULTS = Path(__file__).parents[1] / "results"
-OURS = "ours, mean ± sd (min, median, max)"
-MOST = 10  # seeds of which each is listed
-SETTING = ("epochs", "batch_size", "num_samples", "device")  # of a record, shown in the table
 
 
 @dataclass(frozen=True)
@@ -232,6 +226,14 @@ def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     return RESULTS / name / str(schedule) / f"{_stem(cell)}_seed_{seed}.json"
 
 
+def records(name: str, cell: str) -> dict[str, list[dict[str, Any]]]:
+    """A cell's figures so far, by schedule, seed after seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((RESULTS / name).glob(f"*/{_stem(cell)}_seed_*.json")):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+    return found
+
+
 def run_folder(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
     """Where a cell's run is kept."""
     return Path("runs/reproduce") / name / str(schedule) / f"{_stem(cell)}_seed_{seed}"
@@ -258,63 +260,6 @@ def made(result: Result, cell: Cell, *, seed: int, root: str | None) -> tuple[An
 
 def _stem(cell: str) -> str:
     return cell.lower().replace(",", "").replace(" ", "_")
-
-
-def table(name: str, result: Result) -> str:
-    """The table so far, a row for each cell and setting, from the JSON alone."""
-    papers = {cell_name: _papers(result, cell) for cell_name, cell in result.cells.items()}
-    quoted = {key for paper in papers.values() for key in paper}
-    columns = [(key, whose) for key in result.figures for whose in ("paper", OURS) if whose == OURS or key in quoted]
-    several = len(result.figures) > 1
-    titles = [
-        "cell",
-        *(f"{key}, {whose}" if several else whose for key, whose in columns),
-        "each seed",
-        "seeds",
-        *SETTING,
-    ]
-    lines = [result.source, "", _row(titles), "|---" * len(titles) + "|"]
-    for cell_name, cell in result.cells.items():
-        settings: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted((RESULTS / name).glob(f"*/{_stem(cell_name)}_seed_*.json")):
-            settings.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
-        absent = "quoted" if cell.quoted else "not run yet"
-        for schedule, records in settings.items() or [("", [])]:
-            paper = papers[cell_name]
-            figures = [
-                _figure(paper.get(key)) if whose == "paper" else _spread(key, records) or absent
-                for key, whose in columns
-            ]
-            setting = [str(records[0][key]) if records else "" for key in SETTING]
-            if cell.start and (before := re.match(r"pretraining_(\d+)_", schedule)):
-                setting[SETTING.index("epochs")] = f"{before[1]} + {records[0]['epochs']}"
-            each = ", ".join(_figure(record[result.figures[0]]) for record in records[:MOST] if len(records) > 1)
-            lines.append(_row([cell_name, *figures, each, str(len(records) or ""), *setting]))
-    return "\n".join(lines)
-
-
-def _papers(result: Result, cell: Cell) -> Mapping[str, float]:
-    """The paper's figures by their keys."""
-    if isinstance(cell.paper, Mapping):
-        return cell.paper
-    return {} if cell.paper is None else {result.figures[0]: cell.paper}
-
-
-def _row(parts: Sequence[str]) -> str:
-    return f"| {' | '.join(parts)} |"
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _spread(key: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """Mean, deviation and extremes over the seeds."""
-    values = [record[key] for record in records]
-    if len(values) < 2:
-        return "".join(map(_figure, values))
-    extremes = ", ".join(map(_figure, (min(values), statistics.median(values), max(values))))
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({extremes})"
 
 
 def reproduce(
