@@ -342,6 +342,24 @@ def test_active_units_by_layer_are_known():
     assert pv.elbo(pair, x).kl["z1"] == pytest.approx(found["z1"].kl.sum().item())
 
 
+@pytest.mark.parametrize("cls", PAIRS.values())
+def test_active_units_of_all_layers_are_those_of_each(cls):
+    """From as many runs of the guide for all layers together as for the deepest of them."""
+    pair, x = linear(cls), data(50)
+    calls = []
+    guide = pair.guide
+    pair.guide = lambda *batch: calls.append(len(batch[0])) or guide(*batch)
+    found = pv.active_layers(pair, x, num_samples=7, seed=3, batch_size=30)
+    together, counts = calls.count(20), []
+    for site, units in found.items():
+        calls.clear()
+        alone = pv.active_units(pair, x, site=site, num_samples=7, seed=3, batch_size=30)
+        assert torch.equal(units.variance, alone.variance)
+        assert units.kl is alone.kl is None or torch.equal(units.kl, alone.kl)
+        counts.append(calls.count(20))
+    assert (sorted(counts), together) == ([1, 7], 7)  # the first latent that the guide samples has an exact mean
+
+
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 

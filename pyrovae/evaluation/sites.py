@@ -13,7 +13,16 @@ from torch import Tensor
 from pyrovae.evaluation.running import Evaluation
 from pyrovae.models.base import PairLike, Structure, random_sites
 
-__all__ = ["given", "guide_traces", "is_discrete", "latent_site", "mean_of", "observed_site", "rows_first"]
+__all__ = [
+    "given",
+    "guide_traces",
+    "has_exact_mean",
+    "is_discrete",
+    "latent_site",
+    "mean_of",
+    "observed_site",
+    "rows_first",
+]
 
 
 def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False) -> dict[str, Any]:
@@ -100,7 +109,12 @@ def guide_traces(run: PairLike, batch: Sequence[Any], name: str, num_samples: in
     """Traces of the guide whose means at a site average to E_q[site | x]: one where it is exact, else `num_samples`."""
     trace = poutine.trace(run.guide).get_trace(*batch)
     yield trace
-    before = next(site["name"] for site in random_sites(trace) if not site["is_observed"])
-    if before != name or mean_of(trace.nodes[name]) is None:
+    if not has_exact_mean(trace, name):
         for _ in range(num_samples - 1):
             yield poutine.trace(run.guide).get_trace(*batch)
+
+
+def has_exact_mean(guide_trace: Trace, name: str) -> bool:
+    """Whether a site's mean in a trace of the guide is E_q[site | x]: it has one, and depends on no other latent."""
+    first = next(site["name"] for site in random_sites(guide_trace) if not site["is_observed"])
+    return first == name and mean_of(guide_trace.nodes[name]) is not None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyrovae.evaluation.running import check_counts, evaluating
-from pyrovae.evaluation.sites import guide_traces, is_discrete, latent_site, mean_of, rows_first
+from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
+from pyrovae.evaluation.sites import has_exact_mean, is_discrete, latent_site, mean_of, rows_first
 from pyrovae.models.base import random_sites
 
 __all__ = ["ActiveUnits", "active_layers", "active_units"]
@@ -73,27 +73,8 @@ def active_units(
     """
     check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        if len(on.rows) < 2:
-            raise ValueError("data has one row, a variance over data takes two; pass more rows")
         name = latent_site(on, site, vector=True)["name"]
-        means, errors, kls = [], [], []
-        for run, batch, _ in on:
-            values, kl = [], []
-            for trace in guide_traces(run, batch, name, num_samples):
-                q = trace.nodes[name]
-                mean = mean_of(q)
-                values.append(rows_first(q["value"] if mean is None else mean, q).double())
-                kl.append(_kl_per_unit(run, batch, trace, name))
-            drawn = torch.stack(values)  # (1 or num_samples, B, ..., L)
-            means.append(drawn.mean(0))
-            errors.append(drawn.var(0) / len(drawn) if len(drawn) > 1 else torch.zeros_like(drawn[0]))
-            kls.append([each for each in kl if each is not None])
-        excess = on.join(means).var(0) - on.join(errors).mean(0)  # (nested plates..., L)
-        variance = excess.reshape(-1, excess.size(-1)).mean(0).clamp(min=0).cpu()
-        per_unit = None
-        if all(kls):
-            per_unit = on.join([torch.stack(each).mean(0) for each in kls]).flatten(0, -2).mean(0).cpu()
-        return ActiveUnits(int((variance > threshold).sum()), variance, per_unit, name, threshold)
+        return _of_sites(on, [name], threshold=threshold, num_samples=num_samples)[name]
 
 
 def active_layers(
@@ -126,14 +107,60 @@ def active_layers(
     >>> list(active_layers(LadderVAE(8, latent_dims=(4, 2), hidden=(5,)), torch.rand(3, 8).round()))
     ['z1', 'z2']
     """
+    check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        fixed, known = on.rows, on.known
         trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
-        vectors = [name for name in known.latent[::-1] if _is_vector(trace, name)]
-    options: dict[str, Any] = {"threshold": threshold, "num_samples": num_samples, "batch_size": batch_size}
-    options |= {"plate": known.plate, "seed": seed}
-    found = [active_units(pair, fixed, site=name, **options) for name in vectors or (None,)]  # None: its error
-    return {units.site: units for units in found}
+        vectors = [name for name in on.known.latent[::-1] if _is_vector(trace, name)]
+        names = vectors or [latent_site(on, None, vector=True)["name"]]  # its error, where there is no vector
+        return _of_sites(on, names, threshold=threshold, num_samples=num_samples)
+
+
+class _Moments(NamedTuple):
+    """Of some data's posterior means: themselves, their variance by sampling, and KL(q || p); (B, ..., L) each."""
+
+    mean: Tensor
+    error: Tensor
+    kl: Tensor | None
+
+
+def _of_sites(on: Evaluation, names: Sequence[str], *, threshold: float, num_samples: int) -> dict[str, ActiveUnits]:
+    """The units of several latents, from the same draws for all."""
+    if len(on.rows) < 2:
+        raise ValueError("data has one row, a variance over data takes two; pass more rows")
+    batches = [_moments(run, batch, names, num_samples) for run, batch, _ in on]
+    found = {}
+    for name in names:
+        means, errors, kls = zip(*(moments[name] for moments in batches), strict=True)
+        excess = on.join(means).var(0) - on.join(errors).mean(0)  # (nested plates..., L)
+        variance = excess.reshape(-1, excess.size(-1)).mean(0).clamp(min=0).cpu()
+        kl = None if any(each is None for each in kls) else on.join(kls).flatten(0, -2).mean(0).cpu()
+        found[name] = ActiveUnits(int((variance > threshold).sum()), variance, kl, name, threshold)
+    return found
+
+
+def _moments(run: Any, batch: Sequence[Any], names: Sequence[str], num_samples: int) -> dict[str, _Moments]:
+    """The moments of each latent, of one draw where E_q[z | x] is exact, else of `num_samples`."""
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
+    kls: dict[str, list[Tensor | None]] = {name: [] for name in names}
+    needed = list(names)
+    for _ in range(num_samples):
+        guide_trace = poutine.trace(run.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(run.model, trace=guide_trace)).get_trace(*batch)
+        for name in needed:
+            q = guide_trace.nodes[name]
+            mean = mean_of(q)
+            values[name].append(rows_first(q["value"] if mean is None else mean, q).double())
+            kls[name].append(_kl_per_unit(model_trace, guide_trace, name))
+        needed = [name for name in needed if not has_exact_mean(guide_trace, name)]
+        if not needed:
+            break
+    found = {}
+    for name in names:
+        drawn = torch.stack(values[name])  # (1 or num_samples, B, ..., L)
+        error = drawn.var(0) / len(drawn) if len(drawn) > 1 else torch.zeros_like(drawn[0])
+        known = [kl for kl in kls[name] if kl is not None]
+        found[name] = _Moments(drawn.mean(0), error, torch.stack(known).mean(0) if known else None)
+    return found
 
 
 def _is_vector(trace: Any, name: str) -> bool:
@@ -141,15 +168,15 @@ def _is_vector(trace: Any, name: str) -> bool:
     return site is not None and site["fn"].event_dim == 1 and not is_discrete(site)
 
 
-def _kl_per_unit(run: Any, batch: Sequence[Any], guide_trace: Any, name: str) -> Tensor | None:
+def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None:
     """KL(q || p) of each number of a vector, (B, ..., L), where it is known, valid and a sum over these.
 
     Valid: where all latents that come before the site in the model come before it in the guide.
     """
-    trace = poutine.trace(poutine.replay(run.model, trace=guide_trace)).get_trace(*batch)
-    before = [[s["name"] for s in random_sites(t) if not s["is_observed"]] for t in (trace, guide_trace)]
+    traces = model_trace, guide_trace
+    before = [[s["name"] for s in random_sites(trace) if not s["is_observed"]] for trace in traces]
     in_model, in_guide = (names[: names.index(name)] for names in before)
-    p, q = trace.nodes[name], guide_trace.nodes[name]
+    p, q = (trace.nodes[name] for trace in traces)
     factorises = isinstance(p["fn"], Independent) and isinstance(q["fn"], Independent)
     if not factorises or not set(in_model) <= set(in_guide) or p["mask"] is not q["mask"]:
         return None
