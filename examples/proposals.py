@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pyrovae as pv
-from pyrovae.evaluation.likelihood import from_prior
+from pyrovae.evaluation.chunks import from_prior
 
 SAMPLES = [2**k for k in range(0, 15, 2)]
 

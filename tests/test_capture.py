@@ -10,8 +10,8 @@ import torch
 from foreign import PROGRAMS, UNCAPTURABLE
 from test_laws import CASES, OBJECTIVES, PAIRS, made
 
+from pyrovae.graphs.capture import CaptureError, Graph, capture
 from pyrovae.models.base import structure
-from pyrovae.training.capture import CaptureError, Graph, capture
 from pyrovae.training.step import Step
 
 

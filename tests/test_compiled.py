@@ -16,12 +16,14 @@ from foreign import PROGRAMS, UNCAPTURABLE
 from test_laws import OBJECTIVES, PAIRS
 from torch import nn, optim
 
+from pyrovae.graphs import backends
+from pyrovae.graphs.backends import compiler, inductor, interpreted
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, structure
 from pyrovae.objectives import ELBO
 from pyrovae.training import compiled as compiled_module
 from pyrovae.training import loop as loop_module
-from pyrovae.training.compiled import CompiledUpdate, compiler, inductor, interpreted, worthwhile
+from pyrovae.training.compiled import CompiledUpdate, worthwhile
 from pyrovae.training.fit import fit
 from pyrovae.training.schedules import Linear
 from pyrovae.training.step import Step
@@ -709,14 +711,14 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_no_compiler_is_named(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     assert compiler(CPU) is None
-    monkeypatch.setattr(compiled_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert compiler(CPU) == "there is no C++ compiler; install g++ or clang++, or set CXX"
-    monkeypatch.setattr(compiled_module.shutil, "which", lambda name: name if name == "no-such-compiler" else None)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: name if name == "no-such-compiler" else None)
     assert compiler(CPU) is None
-    monkeypatch.setattr(compiled_module, "_importable", lambda name: name != "triton")
+    monkeypatch.setattr(backends, "_importable", lambda name: name != "triton")
     assert compiler(GPU) == "triton is not installed"
-    monkeypatch.setattr(compiled_module, "_importable", lambda name: False)
+    monkeypatch.setattr(backends, "_importable", lambda name: False)
     assert compiler(CPU) == "this torch has no inductor"
 
 

@@ -11,10 +11,11 @@ from exact import LooseLinearGaussian, Mixture
 from torch import nn
 from torch.autograd import grad
 
+from pyrovae.graphs.backends import interpreted
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair, structure
 from pyrovae.objectives import ELBO, Beta, Capacity, FreeBits, ledger
-from pyrovae.training.compiled import CompiledUpdate, interpreted
+from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.fit import fit
 from pyrovae.training.runs import load
 from pyrovae.training.schedules import Linear

@@ -13,9 +13,10 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae.evaluation import decode, generate, reconstruct
+from pyrovae.graphs.backends import interpreted
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, IWAE
-from pyrovae.training.compiled import CompiledUpdate, interpreted
+from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.step import Step
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from pyrovae import conditionals, nets
 from pyrovae.evaluation.predictive import reconstruct
+from pyrovae.graphs.backends import interpreted
 from pyrovae.models import VAE
 from pyrovae.models.base import structure
 from pyrovae.objectives import (
@@ -30,7 +31,7 @@ from pyrovae.objectives.density_ratio import logistic_loss, shuffled
 from pyrovae.training import checkpoint
 from pyrovae.training import critics as critics_module
 from pyrovae.training import loop as loop_module
-from pyrovae.training.compiled import CompiledUpdate, interpreted
+from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.em import fit_em
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback

@@ -197,7 +197,7 @@ def test_chunks_and_batches_change_the_draws_only():
 
 def test_the_default_chunk_bounds_memory(monkeypatch):
     """Rows x samples x (5 numbers of x + 2 of z in p + 2 in q) stay below the budget."""
-    import pyrovae.evaluation.likelihood as module
+    import pyrovae.evaluation.chunks as module
 
     asked, ledger = [], module.ledger
 

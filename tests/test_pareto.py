@@ -9,7 +9,8 @@ import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
 from test_likelihood import coins_guide, coins_model, labelled_guide, labelled_model, odd_guide, odd_model
 
-from pyrovae.evaluation.likelihood import from_prior, log_likelihood
+from pyrovae.evaluation.chunks import from_prior
+from pyrovae.evaluation.likelihood import log_likelihood
 from pyrovae.evaluation.pareto import Tail, generalised_pareto
 from pyrovae.models.base import as_pair
 from pyrovae.objectives import log_weights

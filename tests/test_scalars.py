@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pyrovae.training.capture import capture
-from pyrovae.training.scalars import hoist
+from pyrovae.graphs.capture import capture
+from pyrovae.graphs.scalars import hoist
 
 
 def both(function, *inputs):

@@ -12,9 +12,9 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
+from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.estimates import Estimate, Moments, estimate, is_density, with_error
 from pyrovae.evaluation.joint import Joint
-from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.evaluation.likelihood import check_support
+from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import latent_site
 from pyrovae.objectives.mean_field import probabilities

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyrovae.evaluation.likelihood import weight_runs
+from pyrovae.evaluation.chunks import chunks
 from pyrovae.evaluation.pareto import HEAVY, Tail
 from pyrovae.evaluation.running import check_counts, evaluating
 from pyrovae.objectives.draws import Draw, one
@@ -99,9 +99,9 @@ def expectation(
                 "no importance weights of its own; condition on them with pyro.poutine.condition"
             )
         parts = []
-        for drawn in weight_runs(on, num_samples, proposal=proposal, chunk=chunk, progress=progress):
+        for particles in chunks(on, num_samples, proposal=proposal, chunk=chunk, progress=progress):
             sums, tail = _Sums(), Tail(num_samples)
-            for draw in (draw for each in drawn for draw in each.draws):
+            for draw in (draw for each in particles for draw in each.ledger().draws):
                 log_w = draw.log_weights(one, keep_guide=True).double()  # (C..., K, B), summed over the model's sites
                 leading = log_w.shape[:-1]
                 log_w = log_w.flatten(0, -3) if log_w.dim() > 2 else log_w.unsqueeze(0)

@@ -20,8 +20,8 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
+from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.estimates import Estimate, Moments, estimate, is_density, with_error
-from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, PairLike, Structure, random_sites, structure
 from pyrovae.objectives import ledger

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm import tqdm
 
+from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density, with_error
-from pyrovae.evaluation.likelihood import check_support
 from pyrovae.evaluation.running import BUDGET, check_counts, evaluating
 from pyrovae.evaluation.surgery import distributions, log_posteriors, log_prior, only_latent
 from pyrovae.models.base import evaluation_mode

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,53 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyrovae.graphs.backends import inductor
+from pyrovae.graphs.capture import CaptureError, Graph, capture
+from pyrovae.graphs.undone import Undone
 from pyrovae.models.base import Structure
-from pyrovae.training.capture import CaptureError, Graph, capture
-from pyrovae.training.cuda_graph import Replayed
 from pyrovae.training.processes import Processes
 from pyrovae.training.random_states import random_state, remembered
-from pyrovae.training.scalars import hoist
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
-__all__ = ["CompiledUpdate", "compiler", "interpreted", "worthwhile"]
+__all__ = ["CompiledUpdate", "worthwhile"]
 
-# The random numbers of eager operations, and no asserts in Python on what the key of a graph has fixed.
-_OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
 MOST_GRAPHS = 16  # shapes of batches and modes of modules, before something must be wrong
-
-
-def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
-    """The graph as compiled kernels, on a GPU launched together, with the random numbers of eager operations."""
-    import torch._inductor  # takes seconds, which eager training need not spend
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice to torch's developers
-        call = _in_parts(graph) or torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
-    return Replayed(call) if all(tensor.is_cuda for tensor in graph.inputs) else call
-
-
-def _in_parts(graph: Graph) -> Callable[..., Sequence[Tensor]] | None:
-    """The graph with its numbers computed first; None where there are none, or inductor can't do it."""
-    parts = hoist(graph.module, graph.inputs)
-    if parts is None:
-        return None
-    reads = parts.reads
-    try:
-        first = torch._inductor.compile(parts.first, [graph.inputs[i] for i in reads], options=_OPTIONS)
-        rest = torch._inductor.compile(parts.rest, [*graph.inputs, *parts.examples], options=_OPTIONS)
-    except Exception:  # it may still compile as a whole: inductor loses a buffer of one HMM in parts
-        return None
-    return lambda *inputs: rest(*inputs, *first(*[inputs[i] for i in reads]))
-
-
-def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
-    """The graph run operation by operation: what is captured, without what a compiler does to it."""
-    return graph.module
 
 
 def worthwhile(steps: int, known: Structure, device: torch.device) -> bool:
@@ -72,17 +35,6 @@ def worthwhile(steps: int, known: Structure, device: torch.device) -> bool:
     sites = len(known.latent) + len(known.observed)
     saved = steps * (8e-4 * sites + 1e-9 * sum(parameter.numel() for parameter in known.parameters.values()))
     return saved > (2.0 if device.type == "cuda" else 20.0)
-
-
-def compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled here; None if it can."""
-    if not _importable("torch._inductor"):
-        return "this torch has no inductor"
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"))):
-        return "there is no C++ compiler; install g++ or clang++, or set CXX"
-    if device.type == "cuda" and not _importable("triton"):
-        return "triton is not installed"
-    return None
 
 
 @dataclass
@@ -205,7 +157,7 @@ class CompiledUpdate(Update):
         self._watched = False
         restore_generators = remembered()
         known = self.graphs.get(key)  # knows every tensor that a step may change
-        with _Undone() if known is None else _Restored([*known.state, *known.found]) as eager:
+        with Undone() if known is None else _Restored([*known.state, *known.found]) as eager:
             before = {name: buffer.clone() for name, buffer in self.step.known.buffers.items()}
             loss = self._eager(batch)
             expected = self._outcome(loss)
@@ -252,7 +204,7 @@ class CompiledUpdate(Update):
         for applies in (True, False) if self._applies else (False,):
             recorded = _Recorded(self, batch, applies)
             try:
-                with _Undone(), _same_attributes(self.step):
+                with Undone(), _same_attributes(self.step):
                     graph = capture(recorded, [*state, *batch])
                 break
             except CaptureError:
@@ -333,42 +285,8 @@ def _tensors_only(optimizer: torch.optim.Optimizer, learning_rates: list[Tensor]
             state["step"] = step
 
 
-class _Undone(TorchDispatchMode):
-    """Whatever tensors a block changes in place have their old values after it, and the new ones after `again()`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for argument, value in zip(function._schema.arguments, args, strict=False):
-            # Batch norm's operations do not say that they change their statistics.
-            if argument.name.startswith("running_") or (argument.alias_info and argument.alias_info.is_write):
-                for tensor in pytree.tree_leaves(value):
-                    if isinstance(tensor, Tensor):
-                        self._keep(tensor.untyped_storage())
-        return function(*args, **(kwargs or {}))
-
-    def _keep(self, storage: torch.UntypedStorage) -> None:
-        if storage.data_ptr() not in self.kept:
-            with disable_proxy_modes_tracing():
-                self.kept[storage.data_ptr()] = (storage, storage.clone())
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.again()
-
-    def again(self) -> None:
-        """Exchange the values of now for the others."""
-        for key, (storage, other) in self.kept.items():
-            self.kept[key] = (storage, storage.clone())
-            storage.copy_(other)
-
-
 class _Restored:
-    """The quick form of `_Undone`, for tensors that are known."""
+    """The quick form of `Undone`, for tensors that are known."""
 
     def __init__(self, tensors: list[Tensor]):
         self.tensors = tensors
@@ -441,7 +359,3 @@ def _difference(
 def _size(value: Tensor) -> float:
     finite = value.detach().double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return finite.abs().max().item() if finite.numel() else 0.0
-
-
-def _importable(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None

@@ -14,11 +14,12 @@ from typing import Any
 import pyro
 import torch
 
+from pyrovae.graphs.backends import compiler
 from pyrovae.models.base import Structure, as_pair
 from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
-from pyrovae.training.compiled import compiler, worthwhile
+from pyrovae.training.compiled import worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.precision import tensor_float32
 from pyrovae.training.preparation import check_support, prepare, splits

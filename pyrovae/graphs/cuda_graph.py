@@ -1,4 +1,4 @@
-"""A compiled step as one CUDA graph: its launches are recorded once and replayed together."""
+"""A compiled graph as one CUDA graph: its launches are recorded once and replayed together."""
 
 from __future__ import annotations
 

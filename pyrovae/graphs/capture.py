@@ -28,6 +28,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["CaptureError", "Graph", "capture"]
@@ -132,6 +133,9 @@ class _Reads(TorchFunctionMode):
             frame = _caller(sys._getframe(1))
             if frame.f_code.co_name == "compute_expectation":  # Pyro's Dice, which sums what it selects
                 return torch.where(args[1], args[0], 0.0)
+        if function is one_hot and sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES):
+            index, classes = args  # of a draw, whose range torch would read
+            return (index[..., None] == torch.arange(classes, device=index.device)).long()
         by_values = function in _SPLITS and len(args) > 1 and isinstance(args[1], Tensor)
         by_values |= function is torch.where and len(args) == 1
         if by_values or function in _SELECTIONS or (function is Tensor.__getitem__ and _by_mask(args[1])):
