@@ -94,7 +94,8 @@ class LogWeights:
             call = inductor(graph)
             with isolated_random_state(0):
                 (found,) = call(*graph.inputs)
-            if not torch.allclose(found, drawn.log_weights(), rtol=_tolerance(found.dtype), equal_nan=True):
+            rounding = _tolerance(found.dtype)
+            if not torch.allclose(found, drawn.log_weights(), rtol=rounding, atol=rounding, equal_nan=True):
                 raise CaptureError("compiled, they are others: what the program reads in Python changes")
         except Exception as error:  # a compiler fails in many ways, and none may cost the user a result
             why = " ".join(str(error).split())[:300] or type(error).__name__
@@ -115,5 +116,5 @@ def _other_generators() -> tuple[Any, ...]:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """The largest relative difference that rounding may make."""
+    """The largest difference that rounding may make, in nats and relative."""
     return {torch.float64: 1e-7, torch.float32: 1e-3}.get(dtype, 5e-2)
