@@ -85,7 +85,8 @@ def evaluate(
     on: dict[str, Any] = {"plate": plate, "seed": seed, "progress": progress}
     if parts.is_bound:  # an auto-encoder has no log-likelihood
         likelihood = None  # of latents that all data share no datum has one of its own
-        if not structure(pair, *first_rows(pair, rows, seed, 1), plate=plate).global_latent:
+        known = structure(pair, *first_rows(pair, rows, seed, 1), plate=plate)
+        if not (known.global_latent or known.global_auxiliary):
             likelihood = log_likelihood(pair, rows, num_samples=num_samples, **on)
         figures |= {
             "elbo": parts.elbo.value,

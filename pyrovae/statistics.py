@@ -54,7 +54,7 @@ def zeros(x: Tensor) -> Tensor:
 
 def spread_of_totals(x: Tensor) -> Tensor:
     """Standard deviation over data of the sum of a datum: that of the ink of an image, or the length of a text."""
-    return _real(x).flatten(1).sum(1).std(correction=0)
+    return _real(x).reshape(len(x), -1).sum(1).std(correction=0)
 
 
 def neighbour_correlation(x: Tensor) -> Tensor:

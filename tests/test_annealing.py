@@ -283,3 +283,43 @@ def test_what_cannot_be_annealed_is_named():
 
     with pytest.raises(ValueError, match=r"latent 'b' \(Independent\) is discrete and cannot be enumerated"):
         ais((model, guide), x)
+
+
+# Trajectories that diverge --------------------------------------------------------------------------------------------
+
+
+def gamma_poisson(x):
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 0.5))
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def gamma_poisson_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("rate", dist.Gamma(2.0 + x, 1.5))
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_a_trajectory_that_leaves_the_numbers_is_rejected(start):
+    """Under Pyro's checks of values, which raise where a leapfrog step overflows: every run of this pair met that."""
+    x = torch.tensor([0.0, 1, 2, 3, 4, 6, 9, 14])
+    exact = dist.GammaPoisson(2.0, 0.5).log_prob(x)
+    with pyro.validation_enabled(True):
+        found = ais((gamma_poisson, gamma_poisson_guide), x, num_temperatures=60, start=start, seed=0)
+    assert found.value == pytest.approx(exact.mean().item(), abs=0.01 + 4 * found.standard_error)
+
+
+def test_a_sum_is_not_called_too_low():
+    """Of discrete latents alone: one weight, without error, whatever the number of chains."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(c.float(), 1.0), obs=x)
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    found = ais((model, lambda x: None), x, num_temperatures=3)
+    exact = dist.Normal(torch.arange(3.0), 1.0).log_prob(x[:, None]).logsumexp(-1) - math.log(3)
+    torch.testing.assert_close(found.per_datum, exact.double(), rtol=1e-6, atol=0)
+    assert found.is_reliable
+    assert "too low" not in str(found)

@@ -522,3 +522,22 @@ def test_a_site_without_rows_is_refused():
 
     with pytest.raises(ValueError, match="site 'total' is outside the plate 'data'"):
         check((model, guide), torch.ones(3))
+
+
+def test_data_of_one_number_each():
+    """Of shape (N,), as a regression's are: their totals are themselves."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    found = check((model, guide), 2**0.5 * torch.randn(50, generator=torch.Generator().manual_seed(0)))
+    assert "spread_of_totals" in str(found)
+    x = torch.tensor([1.0, 2.0, 4.0])
+    assert STATISTICS["spread_of_totals"](x) == STATISTICS["spread_of_totals"](x[:, None]) == x.std(correction=0)
+    assert STATISTICS["neighbour_correlation"](x) == 0

@@ -505,3 +505,19 @@ def test_restart_puts_back_the_rows_of_a_batch_only():
     torch.nn.init.ones_(logits)
     pair.restart(x[:2], torch.tensor([4, 1]))
     assert logits.sum(1).tolist() == [3.0, 0.0, 3.0, 3.0, 0.0, 3.0]
+
+
+def test_chains_reject_what_leaves_the_numbers():
+    """log p(r | x) of a Gamma is minus infinity far out, where Pyro's checks raised."""
+
+    def counts(x):
+        rate = pyro.param("rate", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            r = pyro.sample("r", dist.Gamma(2.0, rate))
+            pyro.sample("x", dist.Poisson(r), obs=x)
+
+    x = torch.poisson(torch.distributions.Gamma(2.0, 0.5).sample((60,)))
+    with pyro.validation_enabled(True):
+        fit_em((counts, lambda x: None), x, e_step=MonteCarlo(), max_epochs=30, seed=0)
+    # E r = 2 / rate = the mean of x at the maximum: x is negative binomial of 2 successes
+    assert pyro.param("rate").item() == pytest.approx(2.0 / x.mean().item(), rel=0.1)

@@ -1071,3 +1071,46 @@ def test_a_run_of_another_pair_is_not_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"pair is \{.*, the run in .* has \{"):
         quietly(pair, BITS, max_epochs=2, out=tmp_path, resume=True)
     assert same(snapshot(pair), before)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(pyro.infer) if name.startswith("Jit") and "ELBO" in name])
+def test_objectives_that_jit_the_program_are_refused(name):
+    """Compiled, it says no plate's size any more: losses and gradients were N times too large."""
+    with pytest.raises(TypeError, match=f"objective is pyro.infer.{name}, whose program, once compiled"):
+        quietly((local_model, AutoNormal(local_model)), REALS, objective=getattr(pyro.infer, name)())
+
+
+def test_an_objective_whose_loss_is_infinite_by_design_is_refused():
+    with pytest.raises(TypeError, match="TraceTailAdaptive_ELBO, which reports an infinite loss"):
+        quietly((local_model, AutoNormal(local_model)), REALS, objective=pyro.infer.TraceTailAdaptive_ELBO())
+
+
+def packed(x):
+    lengths = (x > 0).sum(1)
+    rows = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return nn.utils.rnn.pad_packed_sequence(rows, batch_first=True)[0]
+
+
+@pytest.mark.parametrize("seen", [lambda x: (-x.log()).log(), lambda x: x / x.sum(-1, keepdim=True), packed])
+def test_a_run_is_loaded_where_zeros_are_no_data(tmp_path, seen):
+    """Loading dry-runs the pair on tensors of the batch's shape, which hold no data."""
+
+    def model(x):
+        shape = pyro.param("shape", torch.ones(4), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Gamma(shape, z.sum(-1, keepdim=True).exp()).to_event(1), obs=x)
+
+    def guide(x):
+        weight = pyro.param("weight", torch.zeros(4, 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(seen(x) @ weight, 1.0).to_event(1))
+
+    x = 0.1 + 0.8 * torch.rand(20, 4)
+    quietly((model, guide), x, max_epochs=3, lr=0.1, out=tmp_path)
+    fitted = {name: value.clone() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    run = load(tmp_path, (model, guide))
+    assert run.epoch == 3
+    for name, value in fitted.items():
+        assert torch.equal(pyro.param(name), value)

@@ -59,7 +59,7 @@ from pyrovae.objectives import (
     ledger,
     log_weights,
 )
-from pyrovae.objectives.weights import is_point
+from pyrovae.objectives.draws import is_point
 from pyrovae.priors import covariances
 from pyrovae.training.step import Step
 

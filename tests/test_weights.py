@@ -477,3 +477,31 @@ def test_no_closed_form_where_model_and_guide_weigh_a_site_differently(handler):
     drawn = ledger((model, guide), x, num_particles=3)
     assert drawn.closed_form_kl() == {}
     torch.testing.assert_close(drawn.elbo(), drawn.elbo(closed_form=False))
+
+
+def test_an_enumerated_value_of_probability_zero_counts_nothing():
+    """As in TraceEnum_ELBO: 0 x inf was NaN, in value and gradient."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            pyro.sample("x", dist.Normal(c.float(), 1.0), obs=x)
+
+    def guide(x):
+        logits = pyro.param("logits", torch.tensor([[0.3, 0.1, 0.2]]).repeat(3, 1))
+        closed = logits.masked_fill(torch.tensor([False, False, True]), -math.inf)
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=closed), infer={"enumerate": "parallel"})
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    found = []
+    for objective in (TraceEnum_ELBO(max_plate_nesting=1), ELBO(), IWAE(1)):
+        pyro.clear_param_store()
+        loss = objective.loss_and_grads(model, guide, x)
+        found.append((torch.tensor(float(loss)), pyro.param("logits").grad.clone()))
+    for value, gradient in found[1:]:
+        torch.testing.assert_close((value, gradient), found[0], check_dtype=False)
+    c = torch.arange(2.0)
+    joint = torch.tensor([0.2, 0.3]).log() + dist.Normal(c, 1.0).log_prob(x[:, None])
+    q = torch.tensor([0.3, 0.1]).log_softmax(0)
+    assert -found[0][0].item() == pytest.approx((q.exp() * (joint - q)).sum().item(), rel=1e-5)

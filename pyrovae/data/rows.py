@@ -48,7 +48,7 @@ class Rows(ABC):
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, skip: int = 0, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Tensor, ...]]:
-        """One epoch, in an order that depends on (seed, epoch) and the kind of device only.
+        """One epoch, in an order that depends on (seed, epoch) and the kind of device only; all at once in their own.
 
         Args:
             batch_size: rows per batch; the last batch may be smaller.
@@ -69,7 +69,10 @@ class Rows(ABC):
         if epoch < 0 or skip < 0:
             raise ValueError(f"epoch is {epoch} and skip is {skip}, at least 0 is wanted; count from 0")
         generator = seeded_generator(self._device, seed, ORDER, epoch)
-        return self._parts(self._order(generator).split(batch_size)[skip:], generator, part)
+        order = self._order(generator)
+        if batch_size == len(self):  # a guide may have parameters of its own for each row
+            order = torch.arange(len(self), device=self._device)
+        return self._parts(order.split(batch_size)[skip:], generator, part)
 
     def sequential(self, batch_size: int, *, part: tuple[int, int] = (0, 1)) -> Iterator[tuple[Tensor, ...]]:
         """All rows in their order, for evaluation, or a part of each batch as in `batches`.

@@ -18,8 +18,8 @@ from pyrovae.evaluation.joint import Joint
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger
+from pyrovae.objectives.draws import is_point
 from pyrovae.objectives.unscored import unscored
-from pyrovae.objectives.weights import is_point
 
 __all__ = ["Sandwich", "ais", "bdmc"]
 
@@ -102,7 +102,8 @@ def ais(
                 weights.add(path.forward(num_chains))
                 values.append(weights.log_mean())
                 variances.append(weights.variance() if joint.size else torch.zeros_like(values[-1]))
-                ess.append(weights.ess())
+                # With nothing to anneal, one sum is log p(x) itself.
+                ess.append(weights.ess() if joint.size else torch.full_like(values[-1], num_chains))
         error = float(on.join(variances).sum().sqrt()) / len(on.rows)
         return estimate(on.join(values), error, num_chains, density, on.join(ess))
 

@@ -93,11 +93,7 @@ def expectation(
     """
     check_counts(num_samples=num_samples, chunk=chunk)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        if on.known.global_latent:
-            raise ValueError(
-                f"latent sites {list(on.known.global_latent)} lie outside the plate {on.known.plate!r}, so a datum has "
-                "no importance weights of its own; condition on them with pyro.poutine.condition"
-            )
+        on.known.refuse_shared()
         parts = []
         for particles in chunks(on, num_samples, proposal=proposal, chunk=chunk, progress=progress):
             sums, tail = _Sums(), Tail(num_samples)

@@ -140,6 +140,7 @@ class Joint:
             values[name] = value if plated else _bare(value, nested)
         return values
 
+    @pyro.validation_enabled(False)  # a trajectory that leaves the numbers is rejected, not an error
     def _densities(self, points: Tensor, plated: bool) -> tuple[Tensor, Tensor]:
         num_points = len(points)
         given = _Given(self._sites(points, plated))

@@ -170,6 +170,7 @@ def elbo(
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:
         values, variances, parts, density, total = [], [], [], True, len(on.rows)
         counted = partial(_is_none_of, on.known.improper)
+        together = bool(on.known.global_latent or on.known.global_auxiliary)
         for run, batch, _ in on:
             check_support(on, batch)
             drawn = ledger(run, *batch, num_particles=num_particles, known=on.known)
@@ -177,12 +178,12 @@ def elbo(
             value = drawn.elbo(counted).double()  # (K, B)
             shared = drawn.global_elbo(counted)
             value = value + shared[:, None] / size if isinstance(shared, Tensor) else value
-            independent = value.sum(1, keepdim=True) if on.known.global_latent else value  # rows share global draws
+            independent = value.sum(1, keepdim=True) if together else value  # rows share global draws
             variances.append(independent.var(0) / num_particles if num_particles > 1 else math.nan * independent[0])
             values.append(value.mean(0))
             parts.append(_parts(drawn, size))
             density = is_density(drawn.terms)
-        variance = torch.cat(variances) if on.known.global_latent else on.join(variances)
+        variance = torch.cat(variances) if together else on.join(variances)
         bound = estimate(on.join(values), float(variance.sum().sqrt()) / total, num_particles, density)
         means = [
             {site: float(on.join([part[kind][site] for part in parts]).mean()) for site in parts[0][kind]}

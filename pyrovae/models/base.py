@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +16,20 @@ from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_factor
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.distributions.flat import is_improper
+from pyrovae.models.traces import (
+    check_event_shapes,
+    check_plates,
+    check_sites,
+    inside,
+    random_sites,
+    same_values,
+    told_apart,
+)
 
 __all__ = [
     "Functions",
@@ -142,6 +150,8 @@ class Structure:
         max_plate_nesting: how many dims the plates of model and guide take.
         latent, observed: names of the model's sites in order, `pyro.factor` among neither.
         global_latent: latent sites outside the data plate.
+        global_auxiliary: sites of the guide outside the data plate that the model does not have, such as the one joint
+            Normal of `AutoDiagonalNormal`.
         improper: latent sites whose prior integrates to infinity: the pair has no density of x, and its values are no
             bounds on one.
         supports: for each observed site whose value is a tensor of the batch, reshaped maybe: its position there, and
@@ -161,6 +171,7 @@ class Structure:
     latent: tuple[str, ...]
     observed: tuple[str, ...]
     global_latent: tuple[str, ...]
+    global_auxiliary: tuple[str, ...]
     supports: dict[str, tuple[int, Any]]
     enumerated: tuple[str, ...]
     parameters: dict[str, Tensor]
@@ -168,6 +179,24 @@ class Structure:
     modules: tuple[nn.Module, ...]
     vectorises: bool | None = None
     improper: tuple[str, ...] = ()
+
+    def refuse_shared(self) -> None:
+        """For what gives each datum an importance weight.
+
+        Raises:
+            ValueError: naming the sites that all data share.
+        """
+        if self.global_latent:
+            raise ValueError(
+                f"latent sites {list(self.global_latent)} lie outside the plate {self.plate!r}, so a datum has no "
+                "importance weight of its own; use ELBO(), or condition on them with pyro.poutine.condition"
+            )
+        if self.global_auxiliary:
+            raise ValueError(
+                f"the guide draws the latents of all data at once, at {list(self.global_auxiliary)} outside the plate "
+                f"{self.plate!r}, so a datum has no importance weight of its own; use ELBO(), or a guide whose sites "
+                "are in the plate, such as AutoNormal"
+            )
 
     def refuse_improper(self) -> None:
         """For what estimates log p(x), or needs a p(z).
@@ -207,13 +236,13 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         modules = stack.enter_context(_recorded_modules(pair))
         stack.enter_context(isolated_random_state())
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_told_apart(batch))
+        stack.enter_context(told_apart(batch))
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(*batch)
-    _check_sites(model_trace, guide_trace)
+    check_sites(model_trace, guide_trace)
     frame = _data_plate(model_trace, plate)
-    _check_plates(model_trace, guide_trace, frame.name, batch)
-    _check_event_shapes(model_trace, guide_trace)
+    check_plates(model_trace, guide_trace, frame.name, batch)
+    check_event_shapes(model_trace, guide_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]
@@ -227,12 +256,17 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         observed=tuple(
             site["name"] for site in random_sites(model_trace) if site["is_observed"] and not site_is_factor(site)
         ),
-        global_latent=tuple(site["name"] for site in latent if not _inside(site, frame.name)),
+        global_latent=tuple(site["name"] for site in latent if not inside(site, frame.name)),
+        global_auxiliary=tuple(
+            site["name"]
+            for site in random_sites(guide_trace)
+            if site["name"] not in model_trace and not inside(site, frame.name)
+        ),
         supports={
             site["name"]: (position, site["fn"].support)
             for site in random_sites(model_trace)
             for position, value in enumerate(batch)
-            if site["is_observed"] and _same_values(site["value"], value)
+            if site["is_observed"] and same_values(site["value"], value)
         },
         enumerated=tuple(dict.fromkeys(site["name"] for site in sites if site["infer"].get("enumerate") == "parallel")),
         parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
@@ -240,13 +274,6 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         modules=tuple(modules),
         improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
     )
-
-
-def random_sites(trace: Trace) -> Iterator[dict[str, Any]]:
-    """The sample sites of a trace that carry a density: neither subsampling nor deterministic ones."""
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
-            yield site
 
 
 def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
@@ -276,18 +303,6 @@ def _buffers(pair: PairLike, modules: list[nn.Module]) -> dict[str, Tensor]:
     )
 
 
-def _same_values(site_value: Any, value: Any) -> bool:
-    """Whether a site observes a tensor of the batch, itself or a view of all of it."""
-    if not isinstance(value, Tensor) or not isinstance(site_value, Tensor):
-        return False
-    same_memory = site_value.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-    return site_value is value or (same_memory and site_value.numel() == value.numel() > 0)
-
-
-def _inside(site: dict[str, Any], plate: str) -> bool:
-    return any(frame.name == plate for frame in site["cond_indep_stack"])
-
-
 def _data_plate(model_trace: Trace, plate: str | None) -> CondIndepStackFrame:
     frames = {f.name: f for site in random_sites(model_trace) for f in site["cond_indep_stack"]}
     if plate is None:
@@ -315,74 +330,6 @@ def _data_plate(model_trace: Trace, plate: str | None) -> CondIndepStackFrame:
             f"`pyro.plate({plate!r}, ..., dim=-1)`, and not a Python loop"
         )
     return frames[plate]
-
-
-def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    in_model = {site["name"]: site for site in random_sites(model_trace) if not site["is_observed"]}
-    in_guide = {site["name"]: site for site in random_sites(guide_trace) if not site["is_observed"]}
-    unguided = [
-        name for name, site in in_model.items() if name not in in_guide and site["infer"].get("enumerate") != "parallel"
-    ]
-    if unguided:
-        raise ValueError(
-            f"the model samples {unguided}, which the guide (sites {list(in_guide)}) does not; sample it in the guide, "
-            'mark it infer={"enumerate": "parallel"} if it is discrete, or observe it with obs='
-        )
-    unmodelled = [
-        name for name, site in in_guide.items() if name not in in_model and not site["infer"].get("is_auxiliary")
-    ]
-    if unmodelled:
-        raise ValueError(
-            f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; "
-            'rename it to the model\'s site, or mark it infer={"is_auxiliary": True}'
-        )
-
-
-def _check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:
-    for site in random_sites(model_trace):
-        of_batch = any(_same_values(site["value"], value) for value in batch)
-        if site["is_observed"] and of_batch and not site["cond_indep_stack"]:
-            raise ValueError(
-                f"model site {site['name']!r} observes the batch outside the plate {plate!r}, so that it has no value "
-                f"for each datum; put it inside `with pyro.plate({plate!r}, ...):`"
-            )
-    for site in random_sites(guide_trace):
-        name = site["name"]
-        if name in model_trace.nodes and _inside(model_trace.nodes[name], plate) and not _inside(site, plate):
-            raise ValueError(
-                f"guide site {name!r} is outside the plate {plate!r} that the model has it in; "
-                f"put it inside `with pyro.plate({plate!r}, ...):` in the guide too"
-            )
-
-
-def _check_event_shapes(model_trace: Trace, guide_trace: Trace) -> None:
-    for site in random_sites(guide_trace):
-        name = site["name"]
-        if name in model_trace.nodes:
-            p, q = (tuple(trace.nodes[name]["fn"].event_shape) for trace in (model_trace, guide_trace))
-            if p != q:
-                raise ValueError(
-                    f"site {name!r} has event shape {p} in the model and {q} in the guide; "
-                    f"make the prior of event shape {q}, or the guide's distribution of {p}"
-                )
-
-
-@contextlib.contextmanager
-def _told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
-    """What torch or Pyro say when a program can't run on a batch, as one sentence that names the batch."""
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError) as error:
-        said = re.split(r"\n *Trace Shapes:", str(error))[0]  # Pyro appends a table of the trace so far
-        said = " ".join(said.split())[:300]
-        if isinstance(error, ValueError):
-            raise ValueError(said) from error
-        tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
-        own = " (numbers of PyroSample(Normal(0.0, 1.0)) have torch's default dtype)" if "same dtype" in said else ""
-        raise ValueError(
-            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); "
-            f"pass data of the shape and dtype that it takes{own}, or see above where it fails"
-        ) from error
 
 
 @contextlib.contextmanager

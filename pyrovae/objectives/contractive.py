@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyrovae.models.base import Structure
 from pyrovae.objectives.base import Objective, weight
+from pyrovae.objectives.draws import is_point
 from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.weights import Ledger, is_point
+from pyrovae.objectives.weights import Ledger
 
 __all__ = ["Contractive"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
@@ -196,6 +198,8 @@ class Draw:
                 continue
             if not same(p.scale, q.scale) or p.site["mask"] is not q.site["mask"]:
                 continue
+            if is_point(q.site["fn"]):  # Pyro's KL leaves out its log_density, an autoguide's log-Jacobian
+                continue
             try:
                 minus_kl = -at_least_float32(torch.distributions.kl_divergence(q.site["fn"], p.site["fn"]))
             except NotImplementedError:
@@ -323,8 +327,15 @@ def _packed(term: Term, value: Tensor) -> Tensor:
 
 
 def expected(value: Tensor, log_q: Tensor) -> Tensor:
-    """Mean of value (y dims..., K or 1, B) under q(y | x), whose log_q is (y dims..., K or 1, B)."""
-    return _sum_leading(log_q.exp() * value)
+    """Mean of value (y dims..., K or 1, B) under q(y | x), whose log_q is (y dims..., K or 1, B); 0 x inf is 0."""
+    return _sum_leading(log_q.exp() * torch.where(log_q == -math.inf, 0.0, value))
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever wraps it."""
+    while fn is not None and not isinstance(fn, Delta):
+        fn = getattr(fn, "base_dist", None)
+    return fn is not None
 
 
 def _sum_leading(value: Tensor) -> Tensor:

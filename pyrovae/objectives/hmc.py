@@ -125,8 +125,8 @@ class Chains:
         return log_density.detach(), dict(zip(leaves, gradients, strict=True))
 
     def _ledger(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Ledger:
-        pair = Functions(self.model, self._guide(position, jacobian=jacobian))
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False):  # what leaves the numbers is rejected, not an error
+            pair = Functions(self.model, self._guide(position, jacobian=jacobian))
             return ledger(pair, *self.batch, num_particles=self.chains, known=self.known)
 
     def _guide(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Callable[..., Any]:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, as_pair, structure
-from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, one, same
+from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, is_point, one, same
 from pyrovae.objectives.particles import vectorises
 
-__all__ = ["Ledger", "Term", "is_point", "ledger", "log_weights"]
+__all__ = ["Ledger", "Term", "ledger", "log_weights"]
 
 
 def log_weights(pair: Any, *batch: Any, num_particles: int = 1, plate: str | None = None) -> Tensor:
@@ -135,11 +134,12 @@ class Ledger:
 
     def log_weights(self) -> Tensor:
         """log sum_y p(x, y, z_y) / q(z_y | x, y), shape (K, B): the weights of evaluation."""
-        self._refuse_global()
+        self.known.refuse_shared()
         return self._collect(lambda draw: draw.log_weights(one, keep_guide=False))
 
     def log_q(self, counted: Callable[[Term], bool] = lambda _: True) -> Tensor:
         """log q of the guide's sampled sites, or of those that are counted, shape (K, B)."""
+        self.known.refuse_shared()
         return self._collect(lambda draw: draw.log_q(counted))
 
     def normalized_weights(self) -> Tensor:
@@ -156,7 +156,7 @@ class Ledger:
         Where the guide samples some z before y, each particle is averaged over its own y first, which is a bound too;
         for q(z | x) q(y | x) the guide that draws y first has the tighter one.
         """
-        self._refuse_global()
+        self.known.refuse_shared()
         log_weights = self._collect(lambda draw: draw.log_weights(one, keep_guide=True))
         if not self.draws[0].guide_symbols:
             return reduce(log_weights).squeeze(-2)
@@ -290,20 +290,6 @@ class Ledger:
     def _collect(self, of: Callable[[Draw], Tensor]) -> Tensor:
         values = [of(draw) for draw in self.draws]
         return values[0] if len(values) == 1 else torch.cat(values, -2)
-
-    def _refuse_global(self) -> None:
-        if self.known.global_latent:
-            raise ValueError(
-                f"latent sites {list(self.known.global_latent)} lie outside the plate {self.known.plate!r}, so a datum "
-                "has no importance weight of its own; use ELBO(), or condition on them with pyro.poutine.condition"
-            )
-
-
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a Delta, whatever wraps it."""
-    while fn is not None and not isinstance(fn, Delta):
-        fn = getattr(fn, "base_dist", None)
-    return fn is not None
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ __all__ = ["Processes", "check_divisible", "in_workers", "join", "wants_workers"
 
 PATIENCE = timedelta(minutes=30)  # for a process that is alive, but late: it may compile, or draw pictures
 # Pyro's own objectives that weigh or compare the rows of a batch together; the library's say so themselves.
-COUPLED = (pyro.infer.RenyiELBO, pyro.infer.Trace_MMD, pyro.infer.TraceTailAdaptive_ELBO)
+COUPLED = (pyro.infer.RenyiELBO, pyro.infer.Trace_MMD)
 
 
 class Processes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import nn
 
-from pyrovae.models.base import as_pair, structure
+from pyrovae.models.base import PairLike, Structure, as_pair, structure
 from pyrovae.models.rebuild import build
 from pyrovae.training import checkpoint
 from pyrovae.training.history import History
@@ -19,6 +21,7 @@ from pyrovae.training.step import OBJECTIVE
 __all__ = ["load"]
 
 CRITIC = f"{OBJECTIVE}critic."
+FILLED_WITH = (0, 1)  # what stands for data; logarithms, shares and lengths want some that are above 0
 
 
 def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module | None = None) -> Run:
@@ -55,8 +58,7 @@ def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module 
     for part in pair if isinstance(pair, tuple) else [pair]:
         if isinstance(part, nn.Module) and floating:
             part.to(device="cpu", dtype=floating[0])
-    example = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["batch"]]
-    known = structure(pair, *example, plate=config["plate"])
+    known = _structure(pair, config["batch"], config["plate"])
     checkpoint.load_state({**known.parameters, **known.buffers}, values)
     if critic is not None:
         of_critic = {n.removeprefix(CRITIC): tensor for n, tensor in kept_values.items() if n.startswith(CRITIC)}
@@ -76,3 +78,16 @@ def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module 
         best_loss=state["best"][1],
         seconds=state["seconds"],
     )
+
+
+def _structure(pair: PairLike, like: Sequence[tuple[Sequence[int], str]], plate: str | None) -> Structure:
+    """A pair's structure, from tensors of these shapes and dtypes; what they hold is not what the pair was made for."""
+    errors = []
+    for value in FILLED_WITH:
+        batch = [torch.full(tuple(shape), value, dtype=getattr(torch, dtype)) for shape, dtype in like]
+        try:
+            with pyro.validation_enabled(False):
+                return structure(pair, *batch, plate=plate)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]

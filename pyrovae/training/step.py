@@ -59,6 +59,16 @@ class Step(nn.Module):
                 "objective is pyro.infer.ReweightedWakeSleep, which weighs whole batches and not data; "
                 "pass pyrovae.ReweightedWakeSleep(5), say"
             )
+        if type(objective).__name__.startswith("Jit"):
+            raise TypeError(
+                f"objective is pyro.infer.{type(objective).__name__}, whose program, once compiled, no longer says how "
+                "many data it is of; pass the one without Jit, steps are compiled by fit(compile=True)"
+            )
+        if isinstance(objective, pyro.infer.TraceTailAdaptive_ELBO):
+            raise TypeError(
+                "objective is pyro.infer.TraceTailAdaptive_ELBO, which reports an infinite loss, by which fit would "
+                "stop; pass pyrovae.Renyi(0.5, 5), say, or train it with pyro.infer.SVI"
+            )
         # Pyro's objectives remember the plates of the pair that they first saw.
         self.objective = objective if isinstance(objective, Objective) else copy.deepcopy(objective)
         if self.objective.max_plate_nesting == math.inf:  # else they guess, with draws that a resumed run would repeat
