@@ -1073,6 +1073,24 @@ def test_a_run_of_another_pair_is_not_resumed(tmp_path):
     assert same(snapshot(pair), before)
 
 
+def test_an_autoguide_that_knows_its_rows_takes_mini_batches():
+    """As stock Pyro: of Pyro's own example of a model whose plate is made by `create_plates`."""
+
+    def plates(x, rows):
+        return pyro.plate("data", 12, subsample=rows)
+
+    def model(x, rows):
+        with plates(x, rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x, rows = 3 * torch.randn(12), torch.arange(12)
+    guide = AutoNormal(model, create_plates=plates)
+    decay = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.996)
+    quietly((model, guide), (x, rows), batch_size=4, max_epochs=1000, lr=0.05, schedule=decay)
+    torch.testing.assert_close(guide.median(x, rows)["z"].detach(), x / 2, atol=0.25, rtol=0)
+
+
 @pytest.mark.parametrize("name", [name for name in dir(pyro.infer) if name.startswith("Jit") and "ELBO" in name])
 def test_objectives_that_jit_the_program_are_refused(name):
     """Compiled, it says no plate's size any more: losses and gradients were N times too large."""

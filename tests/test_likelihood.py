@@ -1,6 +1,7 @@
 """ELBO, log-likelihood and active units of any pair against closed forms, brute force and their own errors."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -663,3 +664,26 @@ def test_progress_is_silent_unless_asked(capsys):
     assert capsys.readouterr() == ("", "")
     log_likelihood(pair, pair.sample(4), num_samples=3, progress=True)
     assert "4/4" in capsys.readouterr().err
+
+
+def test_the_error_of_a_nested_plate_that_subsamples_is_unknown():
+    """Its particles see the same visits: their spread said 0.02 where seeds are 2 nats apart."""
+
+    def model(x, size):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("visits", 6, subsample_size=size, dim=-2) as visits:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x.T[visits])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x.mean(1), 0.4))
+
+    x = 2 * torch.randn(25, 6, generator=torch.Generator().manual_seed(0))
+    few = [elbo((partial(model, size=2), guide), x, num_particles=100, seed=seed).elbo for seed in range(40)]
+    every = elbo((partial(model, size=None), guide), x, num_particles=2000).elbo
+    values = torch.tensor([each.value for each in few])
+    assert abs(values.mean() - every.value) < 4 * values.std() / len(few) ** 0.5
+    assert all(math.isnan(each.standard_error) for each in few)
+    assert "unknown" in str(few[0])
+    assert every.standard_error < 0.02

@@ -170,6 +170,7 @@ def elbo(
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:
         values, variances, parts, density, total = [], [], [], True, len(on.rows)
         counted = partial(_is_none_of, on.known.improper)
+        shares_rows = False  # all particles of a datum have the same part of a nested plate, whose error none shows
         together = bool(on.known.global_latent or on.known.global_auxiliary)
         for run, batch, _ in on:
             check_support(on, batch)
@@ -182,9 +183,11 @@ def elbo(
             variances.append(independent.var(0) / num_particles if num_particles > 1 else math.nan * independent[0])
             values.append(value.mean(0))
             parts.append(_parts(drawn, size))
+            shares_rows |= any(_subsamples(term, on.known.plate) for term in drawn.terms)
             density = is_density(drawn.terms)
         variance = torch.cat(variances) if together else on.join(variances)
-        bound = estimate(on.join(values), float(variance.sum().sqrt()) / total, num_particles, density)
+        error = math.nan if shares_rows else float(variance.sum().sqrt()) / total
+        bound = estimate(on.join(values), error, num_particles, density)
         means = [
             {site: float(on.join([part[kind][site] for part in parts]).mean()) for site in parts[0][kind]}
             for kind in (0, 1)
@@ -214,6 +217,11 @@ def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tenso
         into, sign = (reconstruction, 1) if name in observed else (kl, -1)
         into[name] = (sign * share).expand(drawn.rows)
     return {k: v.double() for k, v in reconstruction.items()}, {k: v.double() for k, v in kl.items()}
+
+
+def _subsamples(term: Term, plate: str) -> bool:
+    """Whether a site is in a nested plate that takes a part of its rows."""
+    return any(f.name != plate and f.full_size not in (None, f.size) for f in term.site["cond_indep_stack"])
 
 
 def _is_named(name: str, term: Term) -> float:

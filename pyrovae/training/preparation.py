@@ -37,7 +37,7 @@ def prepare(
 
     hook = register_module_forward_pre_hook(move)
     try:
-        if isinstance(pair.guide, AutoGuide) and len(train) > batch_size:
+        if isinstance(pair.guide, AutoGuide) and pair.guide.create_plates is None and len(train) > batch_size:
             _check_autoguide(pair, train, batch_size, plate)
         known, batch = _first_run(pair, train, batch_size, plate)
     finally:
@@ -82,7 +82,10 @@ def _mini_batches(known: Structure, train: Split | Stream, batch: tuple[Tensor, 
 
 
 def _check_autoguide(pair: PairLike, train: Split | Stream, batch_size: int, plate: str | None) -> None:
-    """Refuse parameters for each row with mini-batches, before the guide makes them for the rows of the first one."""
+    """Refuse parameters for each row with mini-batches, before the guide makes them for the rows of the first one.
+
+    With `create_plates=` it makes them for all rows, and knows which ones it is given.
+    """
     prior = poutine.block(pair.model, hide_fn=lambda site: site.get("is_observed"))
     known, batch = _first_run(Functions(pair.model, prior), train, batch_size, plate)
     guided = set(known.latent) - set(known.global_latent) - set(known.enumerated)
