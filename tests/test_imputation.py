@@ -140,6 +140,19 @@ def test_log_likelihood_of_what_is_missing_is_the_conditional_density(shift, wid
     assert found.standard_error < 0.02
 
 
+def test_the_error_of_few_samples_is_their_spread():
+    """One datum many times: its variance over them is N times that of the mean, whose weights hardly differ."""
+    pair = Masked()
+    pair.scale = 10.0
+    x, mask = pair.sample(1).expand(4000, -1), MASK[:1].expand(4000, -1)
+    for count in (2, 3, 10):
+        found = missing_log_likelihood(pair, {"x": x, "mask": mask}, num_samples=count)
+        ratio = len(x) * found.standard_error**2 / found.per_datum.var().item()
+        print(f"{count} samples: estimated over observed variance {ratio:.3f}")
+        assert abs(ratio - 1) < 0.1  # of a variance of 4000 values, near to normal: sd of 2 %; of 2 samples 4 %
+    assert math.isnan(missing_log_likelihood(pair, {"x": x[:5], "mask": mask[:5]}, num_samples=1).standard_error)
+
+
 class Whole(torch.nn.Module):
     """z ~ N(0, 1/4), of which the first column knows nothing; counts or classes in two columns. The guide is exact."""
 

@@ -228,7 +228,9 @@ def missing_log_likelihood(
             values.append(log_all.logsumexp(0) - log_w.logsumexp(0))
             variances.append((log_all.softmax(0) - log_w.softmax(0)).square().sum(0))
             density = is_density(drawn.terms)
-        error = float(on.join(variances).sum().sqrt()) / len(on.rows)
+        # The variance of a sample has K - 1 below: from a single draw there is none.
+        below = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
+        error = math.sqrt(float(on.join(variances).sum()) * below) / len(on.rows)
         return estimate(on.join(values), error, num_samples, density)
 
 
