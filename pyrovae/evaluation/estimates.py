@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,10 +143,12 @@ def is_density(terms: Sequence[Term]) -> bool:
     """Whether every observed site's distribution is a density, and no latent's prior a flat one; through wrappers."""
     if any(term.kind == "latent" and is_improper(term.site["fn"]) for term in terms):
         return False
-    for term in terms:
-        inner = term.site["fn"] if term.kind == "observed" else None
-        while inner is not None:
-            if not getattr(inner, "is_density", True):
-                return False
-            inner = getattr(inner, "base_dist", None) or getattr(inner, "component_distribution", None)
-    return True
+    return all(_is_density(term.site["fn"]) for term in terms if term.kind == "observed")
+
+
+def _is_density(distribution: Any) -> bool:
+    """Of a distribution and all that it is made of: wrapped, mixed, emitted by hidden states, or column by column."""
+    parts = [getattr(distribution, name, None) for name in ("base_dist", "component_distribution", "emission")]
+    parts += getattr(distribution, "kinds", [])
+    inside = all(_is_density(part) for part in parts if part is not None)
+    return inside and getattr(distribution, "is_density", True)
