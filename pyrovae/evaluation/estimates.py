@@ -33,8 +33,8 @@ class Estimate:
             latent has a flat prior: then the value is a score, and never stands beside log-likelihoods.
         ess: effective sample size (sum w)^2 / sum w^2 of each datum's K importance weights (N,), from 1 to K; None if
             there are no weights.
-        pareto_k: k-hat of the largest weights of each datum (N,), see `pyrovae.evaluation.pareto`; NaN from fewer than
-            25 samples; None if there are no weights.
+        pareto_k: k-hat of the largest weights of each datum (N,), see `pyrovae.evaluation.pareto`; NaN where these are
+            fewer than five: from less than 21 samples, or where most weights are equal; None if there are no weights.
     """
 
     value: float
