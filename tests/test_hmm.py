@@ -228,6 +228,53 @@ def test_impossible_moves_have_finite_gradients(parallel):
     assert posterior.entropy().item() == 0
 
 
+def sparse_chain(numbers, first, moves):
+    """A chain of three steps whose possible logits are `numbers`, of states and moves that masks tell."""
+    initial, transition = (
+        torch.full(mask.shape, -torch.inf).masked_scatter(mask, part)
+        for mask, part in zip((first, moves), numbers.split([int(first.sum()), int(moves.sum())]), strict=True)
+    )
+    return MarkovChain(initial, transition, duration=3, lengths=torch.tensor([3, 2]))
+
+
+def test_entropy_and_kl_of_impossible_moves_have_the_gradients_of_differences():
+    first = torch.tensor([True, False, True])
+    few = first, torch.tensor([[[1, 1, 0], [0, 1, 1], [0, 0, 1]]]).bool()
+    more = first, torch.tensor([[[1, 1, 0], [1, 1, 1], [0, 1, 1]]]).bool()
+    a, b = (torch.randn(int(m[0].sum() + m[1].sum()), requires_grad=True) for m in (few, more))
+    kl = torch.distributions.kl_divergence
+    assert torch.autograd.gradcheck(lambda a: sparse_chain(a, *few).entropy(), a)
+    assert torch.autograd.gradcheck(lambda a, b: kl(sparse_chain(a, *few), sparse_chain(b, *more)), (a, b))
+    assert torch.equal(kl(sparse_chain(b, *more), sparse_chain(a, *few)), torch.full((2,), torch.inf))
+    # A posterior of data that a state can't give.
+    f, never = torch.randn(2, 3, 3, requires_grad=True), torch.zeros(3, 3, dtype=torch.bool)
+    never[2, 2] = True
+    prior = sparse_chain(a.detach(), *few)
+
+    def posterior(f):
+        return prior.tilted(f.masked_fill(never, -torch.inf))[0]
+
+    assert torch.autograd.gradcheck(lambda f: posterior(f).entropy(), f)
+    assert torch.autograd.gradcheck(lambda f: kl(posterior(f), prior), f)
+
+
+def test_entropy_and_kl_of_one_step_are_those_of_a_categorical():
+    """With gradients; torch's KL has none where both are impossible, so that state is left out there."""
+    kl, possible = torch.distributions.kl_divergence, torch.tensor([0, 2, 3])
+    logits = [torch.tensor([0.5, -torch.inf, 1.0, -0.2]), torch.tensor([-0.3, -torch.inf, 2.0, 0.0])]
+    found = []
+    for made in (
+        lambda x: MarkovChain(x, torch.zeros(1, 4, 4), duration=1),
+        lambda x: dist.Categorical(logits=x[possible]),
+    ):
+        q, p = (x.clone().requires_grad_() for x in logits)
+        values = made(q).entropy(), kl(made(q), made(p))
+        found.append([*values, *torch.autograd.grad(values[0] + 2 * values[1], (q, p))])
+    torch.testing.assert_close(*found)
+    even, one = (MarkovChain(x, torch.zeros(1, 4, 4), duration=1) for x in (torch.zeros(4), logits[0]))
+    assert kl(even, one) == torch.inf
+
+
 def test_paths_and_sequences_that_are_drawn_have_the_models_frequencies():
     hmm, _ = made(num_states=2)
     lengths = torch.tensor([4, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -137,6 +138,68 @@ def test_log_likelihood_of_what_is_missing_is_the_conditional_density(shift, wid
     print(f"{found.per_datum.tolist()} +- {found.standard_error}, exact {[w.item() for w in want]}")
     assert abs(found.value - torch.stack(want).mean()) < 4 * found.standard_error
     assert found.standard_error < 0.02
+
+
+def test_the_error_of_few_samples_is_their_spread():
+    """One datum many times: its variance over them is N times that of the mean, whose weights hardly differ."""
+    pair = Masked()
+    pair.scale = 10.0
+    x, mask = pair.sample(1).expand(4000, -1), MASK[:1].expand(4000, -1)
+    for count in (2, 3, 10):
+        found = missing_log_likelihood(pair, {"x": x, "mask": mask}, num_samples=count)
+        ratio = len(x) * found.standard_error**2 / found.per_datum.var().item()
+        print(f"{count} samples: estimated over observed variance {ratio:.3f}")
+        assert abs(ratio - 1) < 0.1  # of a variance of 4000 values, near to normal: sd of 2 %; of 2 samples 4 %
+    assert math.isnan(missing_log_likelihood(pair, {"x": x[:5], "mask": mask[:5]}, num_samples=1).standard_error)
+
+
+class Whole(torch.nn.Module):
+    """z ~ N(0, 1/4), of which the first column knows nothing; counts or classes in two columns. The guide is exact."""
+
+    counts = True
+
+    def model(self, x, mask):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.5))
+            rates = torch.stack([torch.ones_like(z), z.exp()], -1)
+            classes = torch.stack([rates, torch.ones_like(rates)], -1)
+            each = dist.Poisson(rates) if self.counts else dist.Categorical(classes / classes.sum(-1, keepdim=True))
+            pyro.sample("x", each.to_event(1), obs=x)
+
+    def guide(self, x, mask):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 0.5))
+
+
+WHOLE = {
+    "impute": partial(impute, num_imputations=DRAWS),
+    "impute with weights": partial(impute, num_imputations=DRAWS, num_samples=2 * DRAWS),
+    "Gibbs": partial(impute_by_gibbs, num_imputations=DRAWS, num_steps=2, num_warmup=0),
+}
+
+
+@pytest.mark.parametrize("by", WHOLE)
+def test_means_of_whole_numbers_are_fractions(by):
+    """x_2 has mean E[exp(z)] = exp(1/8) and variance exp(1/8) + exp(1/2) - exp(1/4)."""
+    x, mask = torch.tensor([[3, 9], [0, 9]]), torch.tensor([[True, False]] * 2)
+    found = WHOLE[by](Whole(), {"x": x, "mask": mask})
+    assert (found.x.dtype, found.mean.dtype) == (torch.int64, torch.float32)
+    want, variance = math.exp(1 / 8), math.exp(1 / 8) + math.exp(1 / 2) - math.exp(1 / 4)
+    error = math.sqrt(variance / DRAWS)
+    drawn = found.x[:, :, 1].double().mean(0)
+    print(f"{found.mean[:, 1].tolist()} and {drawn.tolist()} of draws, exact {want} +- {error}")
+    assert (found.mean[:, 1] - want).abs().max() < 4 * error
+    assert (drawn - want).abs().max() < 4 * error
+    assert torch.equal(found.mean[:, 0], x[:, 0].float())
+
+
+@pytest.mark.parametrize("by", WHOLE)
+def test_classes_that_are_whole_numbers_have_no_mean(by):
+    pair = Whole()
+    pair.counts = False
+    found = WHOLE[by](pair, {"x": torch.tensor([[1, 0], [0, 0]]), "mask": torch.tensor([[True, False]] * 2)})
+    assert found.mean[:, 1].isnan().all()
+    assert found.x[:, :, 1].double().mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_hidden_values_are_not_read():

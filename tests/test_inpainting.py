@@ -130,6 +130,39 @@ def test_the_observed_part_of_a_product():
         observed_part(dist.Multinomial(3, torch.ones(4, 2)), mask)
 
 
+ROWS, COLUMNS = torch.tensor([True, False, True, True]), torch.tensor([False, True, True])
+ELEMENTS = torch.rand(4, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.7
+OWN_MASKS = {  # of a normal over (4, 2, 3), and which elements the masks leave
+    "elements": (lambda d: d.mask(ELEMENTS).to_event(2), ELEMENTS),
+    "columns": (lambda d: d.mask(COLUMNS).to_event(2), COLUMNS),
+    "a scalar of elements": (lambda d: d.mask(torch.tensor(True)).to_event(2), torch.tensor(True)),
+    "rows": (lambda d: d.to_event(2).mask(ROWS), ROWS[:, None, None]),
+    "a scalar outside": (lambda d: d.to_event(2).mask(torch.tensor(False)), torch.tensor(False)),
+    "no elements": (lambda d: d.mask(False).to_event(2), torch.tensor(False)),
+    "all rows": (lambda d: d.to_event(2).mask(True), torch.tensor(True)),
+    "between": (lambda d: d.to_event(1).mask(ELEMENTS[..., 0]).to_event(1), ELEMENTS[..., :1]),
+    "everywhere": (
+        lambda d: d.mask(COLUMNS).mask(ELEMENTS).to_event(1).mask(ELEMENTS[..., 0]).to_event(1).mask(ROWS),
+        COLUMNS & ELEMENTS & ELEMENTS[..., :1] & ROWS[:, None, None],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_MASKS)
+def test_masks_that_a_distribution_has_stay(case):
+    wrap, left = OWN_MASKS[case]
+    base, x = dist.Normal(torch.randn(4, 2, 3), 1.0), torch.randn(4, 2, 3)
+    mask = torch.rand(4, 2, 3) < 0.6
+    for seen in (mask, mask.float(), ~mask[0], ~torch.zeros(3, dtype=torch.bool)):  # float is what batches may hold
+        d = observed_part(wrap(base), seen)
+        assert (d.batch_shape, d.event_shape) == ((4,), (2, 3))
+        each = torch.where(left & seen.bool(), base.log_prob(x), 0.0)
+        torch.testing.assert_close(d.log_prob(x), each.sum((1, 2)))
+    elements, dims = by_element(wrap(base))
+    assert dims == 2
+    torch.testing.assert_close(elements.log_prob(x), base.log_prob(x))
+
+
 class FixedMask(nn.Module):
     """The affine encoder of the observed part, whose best features are a linear regression."""
 

@@ -10,8 +10,9 @@ import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
 from torch import nn
 
+from pyrovae import HMM, conditionals
 from pyrovae.data import Data, Split
-from pyrovae.distributions import CrossEntropy
+from pyrovae.distributions import Columns, CrossEntropy
 from pyrovae.evaluation.estimates import Moments
 from pyrovae.evaluation.likelihood import elbo, log_likelihood
 from pyrovae.evaluation.units import active_units
@@ -389,6 +390,14 @@ WRAPPED = {
     "masked": lambda z, x: pyro.sample(
         "x", CrossEntropy(z[..., None].expand(*z.shape, 3)).to_event(1).mask(x[..., 0] > 0.2), obs=x
     ),
+    "columns": lambda z, x: pyro.sample(
+        "x",
+        Columns(
+            [dist.Normal(z[..., None].expand(*z.shape, 1), 1.0), CrossEntropy(z[..., None].expand(*z.shape, 2))],
+            torch.tensor([1, 0, 2]),
+        ).to_event(1),
+        obs=x,
+    ),
 }
 
 
@@ -400,6 +409,13 @@ def test_scores_are_flagged(case):
     assert not estimate.is_density
     assert "nats (score, not a log-likelihood)" in str(estimate)
     assert "(score, not a log-likelihood)" in str(parts)
+
+
+@pytest.mark.parametrize("likelihood", [conditionals.CrossEntropy, conditionals.Bernoulli])
+def test_scores_of_hidden_states_are_flagged(likelihood):
+    pair = HMM((4, 3), num_states=2, likelihood=likelihood)
+    estimate = log_likelihood(pair, torch.ones(2, 4, 3), num_samples=2)
+    assert estimate.is_density == likelihood.is_density == ("score" not in str(estimate))
 
 
 def test_densities_are_not_flagged():

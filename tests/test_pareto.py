@@ -61,6 +61,46 @@ def test_few_or_equal_weights_have_no_tail():
     assert log_likelihood(pair, pair.sample(5), num_samples=1).pareto_k.isnan().all()
 
 
+def k_hats(weights):
+    tail = Tail(len(weights))
+    tail.add(weights.log())
+    return tail.k_hat()
+
+
+@pytest.mark.parametrize("total", [100, 500, 1000, 4000])
+def test_two_values_of_weights_have_no_heavy_tail(total):
+    """1.5 for 2 % of the draws and 1 for the others, as with a latent of two classes: those of 1.5 are the tail."""
+    weights = torch.ones(total, 40, dtype=torch.float64)
+    weights[torch.rand(weights.shape, generator=torch.Generator().manual_seed(0)) < 0.02] = 1.5
+    k, above = k_hats(weights), (weights > 1).sum(0)
+    size = math.ceil(min(0.2 * total, 3 * math.sqrt(total)))
+    print(f"of {size}: {above.tolist()} above, k-hat {k.tolist()}")
+    assert not (k > 0).any()
+    assert torch.equal(k.isnan(), (above > 0) & (above < 5))
+    assert torch.equal(k == -math.inf, (above == 0) | (above > size))  # all equal
+
+
+def test_tails_with_ties_are_fitted_above_the_cutoff_and_others_as_ever():
+    """Of 400 weights 60 are in the tail; then more and more of them tie with the cutoff, from datum to datum."""
+    weights = torch.rand(400, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** -0.9
+    plain = weights.sort(0, descending=True).values[:61]
+    excess = (plain.log() - plain[0].log()).exp()
+    whole = (60 * generalised_pareto(excess[:-1] - excess[-1])[0] + 5) / 70
+    assert torch.equal(k_hats(weights), whole)
+    ties = 4 * torch.arange(15).repeat_interleave(2)  # 0 to 56 of the tail
+    rank = weights.argsort(0, descending=True).argsort(0)
+    tied = torch.where((rank >= 60 - ties) & (rank <= 60), plain[60], weights)
+    found = k_hats(tied)
+    for datum, count in enumerate((60 - ties).tolist()):
+        alone = [w - plain[60, datum].item() for w in tied[:, datum].tolist() if w > plain[60, datum]]
+        assert len(alone) == count
+        if count >= 5:
+            want = (count * generalised_pareto(torch.tensor(alone, dtype=torch.float64))[0] + 5) / (count + 10)
+            torch.testing.assert_close(found[datum], want, rtol=1e-9, atol=1e-9)
+    assert torch.equal(found.isnan(), 60 - ties < 5)
+    torch.testing.assert_close(found[ties == 0], whole[ties == 0], rtol=1e-12, atol=1e-12)
+
+
 def test_heavy_tails_are_told():
     class Narrow(LinearGaussian):
         """For the first rows the guide has 0.45 of the posterior's sd, and k = 0.8."""

@@ -151,6 +151,24 @@ def test_renyi_reduces_to_iwae_and_elbo_and_falls_with_alpha():
     assert all((high > low).all() for high, low in itertools.pairwise(bounds))
 
 
+@pytest.mark.parametrize("alpha", [0.999999, 1.000001, 0.9999, 1.01, 0.95])
+@pytest.mark.parametrize("objective", [Renyi, DReG])
+def test_orders_near_one_in_float32_are_those_of_float64(objective, alpha):
+    """Near 1 the bound is sum log w / K + (1 - alpha) / 2 Var log w, with (1 - alpha)^2 left out."""
+    log_w = -200 + 3 * torch.randn(8, 50, dtype=F64, generator=torch.Generator().manual_seed(0))
+    log_w = log_w.float().requires_grad_()
+    bound = objective(num_particles=8, alpha=alpha)
+    found = bound.reduce(log_w)
+    assert found.dtype == torch.float32
+    want = bound.reduce(log_w.double())
+    torch.testing.assert_close(found, want.float(), rtol=0, atol=1e-3)
+    if abs(1 - alpha) < 1e-3:
+        near = log_w.double().mean(0) + (1 - alpha) / 2 * log_w.double().var(0, unbiased=False)
+        torch.testing.assert_close(found[0].double(), near, rtol=0, atol=1e-3)
+    (gradient,), (exact,) = grad(found.sum(), log_w), grad(want.sum(), log_w)
+    torch.testing.assert_close(gradient, exact, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 2.0])
 def test_renyi_of_many_particles_is_log_p_less_the_renyi_divergence(alpha):
     """D_alpha of two normals of variances v and w: with u = alpha w + (1 - alpha) v, see Gil et al. 2013."""

@@ -101,6 +101,38 @@ def test_one_categorical():
     assert abs(flat.information) < 1e-12
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_one_hot_latent_is_that_of_its_classes(classes):
+    x = rows()
+    prior = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)[:classes]
+    prior = prior / prior.sum()
+
+    def logits(x):
+        return torch.stack([-x[:, 0], 0.3 * x[:, 1], x[:, 0]], -1)[:, :classes]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.OneHotCategorical(prior))
+            pyro.sample("x", dist.Normal(z @ torch.arange(1.0, classes + 1).double(), 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.OneHotCategorical(logits=logits(x)))
+
+    kl = information = 0.0
+    each = logits(x).softmax(-1).tolist()
+    q = [sum(row[c] for row in each) / len(x) for c in range(classes)]
+    for row in each:
+        kl += sum(p * math.log(p / prior[c].item()) for c, p in enumerate(row)) / len(x)
+        information += sum(p * math.log(p / q[c]) for c, p in enumerate(row)) / len(x)
+    parts = surgery((model, guide), x, batch_size=4)
+    assert parts.kl == pytest.approx(kl, abs=1e-9)
+    assert parts.information == pytest.approx(information, abs=1e-9)
+    assert parts.marginal_kl == pytest.approx(kl - information, abs=1e-9)
+    assert parts.standard_errors["kl"] == 0
+    assert (parts.total_correlation, parts.dimension_kl) == (None, None)
+
+
 class Aggregate(LinearGaussian):
     """A guide of its own, with another sd for each datum and dimension."""
 

@@ -14,6 +14,7 @@ from pyrovae.data import Data, Split
 from pyrovae.distributions import BagOfWords
 from pyrovae.evaluation import topics as tools
 from pyrovae.evaluation.estimates import estimate
+from pyrovae.evaluation.predictive import encode
 from pyrovae.training.em import Ascent, fit_em
 
 DOCUMENTS = torch.tensor([[2.0, 1.0, 0.0, 3.0], [0.0, 0.0, 4.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
@@ -179,6 +180,20 @@ def test_topics_of_documents_are_averages_over_the_guide():
         draws = q.sample((20_000,)).softmax(-1)
     error = draws.std(0) * (1 / 100 + 1 / 20_000) ** 0.5
     assert ((found - draws.mean(0)).abs() < 4 * error).all()
+
+
+def test_seeds_share_no_draws_of_topics(monkeypatch):
+    pair, drawn = pv.ProdLDA(4, 3, hidden=(5,)), []
+
+    def recorded(*args, **options):
+        drawn.append(encode(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(tools, "encode", recorded)
+    found = [tools.document_topics(pair, DOCUMENTS, num_samples=20, seed=seed) for seed in (0, 1, 0)]
+    assert torch.equal(found[0], found[2])
+    assert len(torch.stack(drawn[:40]).unique(dim=0)) == 40
+    torch.testing.assert_close(found[1], torch.stack(drawn[20:40]).softmax(-1).mean(0))
 
 
 # the models

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
-__all__ = ["BITS", "CRITIC", "LABELS", "ORDER", "PROCESS", "SPLIT", "derived_seed", "seeded_generator"]
+__all__ = ["BITS", "CRITIC", "DRAWS", "LABELS", "ORDER", "PROCESS", "SPLIT", "derived_seed", "seeded_generator"]
 
-ORDER, SPLIT, BITS, PROCESS, CRITIC, LABELS = range(6)  # what a seed is used for: each use has a stream of its own
+# What a seed is used for: each use has a stream of its own.
+ORDER, SPLIT, BITS, PROCESS, CRITIC, LABELS, DRAWS = range(7)
 
 
 def derived_seed(seed: int, *use: int) -> int:

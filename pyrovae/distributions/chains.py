@@ -146,9 +146,9 @@ class MarkovChain(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """-E log p(s), in nats."""
-        first, later = self.initial_logits, self._steps()
-        first = torch.where(first == -torch.inf, 0.0, first.exp() * first).sum(-1)
-        later = torch.where(later == -torch.inf, 0.0, later) * self.pair_marginals
+        first, later = (_finite(logits, logits == -torch.inf) for logits in (self.initial_logits, self._steps()))
+        first = (self.initial_logits.exp() * first).sum(-1)
+        later = self.pair_marginals * later
         return -(first + later.sum((-3, -2, -1))).expand(self.batch_shape)
 
     def log_normalizer(self, potentials: Tensor, *, parallel: bool | None = None) -> Tensor:
@@ -304,9 +304,14 @@ class HiddenMarkov(TorchDistribution):
 def _kl_chains(q: MarkovChain, p: MarkovChain) -> Tensor:
     """E_q log q - log p: a sum over pairs of neighbours. The lengths are those of q."""
     first, pairs = q.marginals[..., 0, :], q.pair_marginals
-    cross = torch.where(first > 0, first * p.initial_logits, 0.0).sum(-1)
-    cross = cross + torch.where(pairs > 0, pairs * p._steps(), 0.0).sum((-3, -2, -1))
+    cross = (first * _finite(p.initial_logits, first == 0)).sum(-1)
+    cross = cross + (pairs * _finite(p._steps(), pairs == 0)).sum((-3, -2, -1))
     return -q.entropy() - cross
+
+
+def _finite(logits: Tensor, never: Tensor) -> Tensor:
+    """Minus infinity as 0 where probability 0 multiplies it: 0 * -inf has no gradient, even if it is masked later."""
+    return torch.where(never & (logits == -torch.inf), 0.0, logits)
 
 
 def _logsumexp(values: Tensor) -> Tensor:
@@ -317,4 +322,4 @@ def _logsumexp(values: Tensor) -> Tensor:
 
 def _normalised(logits: Tensor) -> Tensor:
     """Logits of each row; one that is minus infinity throughout, of a state that can't be reached, stays so."""
-    return logits - logits.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+    return logits - _logsumexp(logits)[..., None].clamp(min=torch.finfo(logits.dtype).min)

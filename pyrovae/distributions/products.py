@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ def masked(distribution: TorchDistribution, mask: Tensor) -> TorchDistribution:
 
     The elements have to be independent, so that the density is that of the observed part; it and its gradient are
     exactly zero in what is missing, whose values have to be in the support all the same. Samples are whole events.
-    Pyro's own `.mask` of the elements does it; of an event it masks the whole.
+    Pyro's own `.mask` of the elements does it; of an event it masks the whole. Where the distribution has masks, what
+    they hide stays hidden.
 
     Args:
         distribution: a product over the elements of its event, as the conditionals give it.
@@ -35,7 +36,20 @@ def masked(distribution: TorchDistribution, mask: Tensor) -> TorchDistribution:
     tensor(-0.6931)
     """
     base, dims = by_element(distribution)
+    for own in _masks(distribution, dims):
+        mask = mask.bool() & own
     return base.mask(mask).to_event(dims)
+
+
+def _masks(distribution: TorchDistribution, dims: int) -> Iterator[Tensor | bool]:
+    """Those of a distribution, over its elements: a mask of rows or whole events hides each of their elements."""
+    while isinstance(distribution, Independent | MaskedDistribution):
+        if isinstance(distribution, Independent):
+            dims -= distribution.reinterpreted_batch_ndims
+        else:
+            own = distribution._mask
+            yield own if isinstance(own, bool) else own.reshape(*own.shape, *[1] * dims)
+        distribution = distribution.base_dist
 
 
 def by_element(distribution: TorchDistribution) -> tuple[TorchDistribution, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ class Estimate:
             latent has a flat prior: then the value is a score, and never stands beside log-likelihoods.
         ess: effective sample size (sum w)^2 / sum w^2 of each datum's K importance weights (N,), from 1 to K; None if
             there are no weights.
-        pareto_k: k-hat of the largest weights of each datum (N,), see `pyrovae.evaluation.pareto`; NaN from fewer than
-            25 samples; None if there are no weights.
+        pareto_k: k-hat of the largest weights of each datum (N,), see `pyrovae.evaluation.pareto`; NaN where these are
+            fewer than five: from less than 21 samples, or where most weights are equal; None if there are no weights.
     """
 
     value: float
@@ -142,10 +143,12 @@ def is_density(terms: Sequence[Term]) -> bool:
     """Whether every observed site's distribution is a density, and no latent's prior a flat one; through wrappers."""
     if any(term.kind == "latent" and is_improper(term.site["fn"]) for term in terms):
         return False
-    for term in terms:
-        inner = term.site["fn"] if term.kind == "observed" else None
-        while inner is not None:
-            if not getattr(inner, "is_density", True):
-                return False
-            inner = getattr(inner, "base_dist", None) or getattr(inner, "component_distribution", None)
-    return True
+    return all(_is_density(term.site["fn"]) for term in terms if term.kind == "observed")
+
+
+def _is_density(distribution: Any) -> bool:
+    """Of a distribution and all that it is made of: wrapped, mixed, emitted by hidden states, or column by column."""
+    parts = [getattr(distribution, name, None) for name in ("base_dist", "component_distribution", "emission")]
+    parts += getattr(distribution, "kinds", [])
+    inside = all(_is_density(part) for part in parts if part is not None)
+    return inside and getattr(distribution, "is_density", True)

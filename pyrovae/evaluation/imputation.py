@@ -43,7 +43,7 @@ class Imputation:
     Attributes:
         x: M imputations (M, N, *event); observed elements are those of the data.
         mean: E[x | x_obs] (N, *event), averaged over all that was drawn, not only these M; NaN where the likelihood has
-            no mean (classes).
+            no mean (classes). Of whole numbers x in torch's default dtype.
         mask: True where observed (N, *event).
         ess: effective sample size of each datum's importance weights (N,); None without weights.
         acceptance: share of accepted proposals of the chain; None without one.
@@ -105,15 +105,16 @@ def impute(
         for run, batch, x, mask in batches:
             drawn = ledger(run, *_hidden(run, batch, x, mask, on), num_particles=particles, known=on.known)
             likelihood = _likelihood(drawn)
-            values, means = _first(_sample(likelihood, particles), x), _first(_mean(likelihood, particles), x)
+            values = _first(_sample(likelihood, particles), x, x.dtype)
+            means = _first(_mean(likelihood, particles), x, _real(x))
             if num_samples is None:
-                mean, ess = means.mean(0), x.new_full((len(x),), math.nan)
+                mean, ess = means.mean(0), means.new_full((len(x),), math.nan)
             else:
                 log_w = _log_weights(drawn, masked(likelihood, mask).log_prob(x))  # (K, B)
                 share = log_w.softmax(0)
                 chosen = torch.multinomial(share.T, num_imputations, replacement=True).T  # (M, B)
                 values = values.gather(0, _like(chosen, values).expand(-1, *values.shape[1:]))
-                mean, ess = (_like(share, means) * means).sum(0), 1 / share.square().sum(0)
+                mean, ess = (_like(share, means) * means).sum(0).to(means), 1 / share.square().sum(0)
             parts.append((torch.where(mask, x, values), torch.where(mask, x, mean), mask, ess))
         xs, centres, masks, sizes = zip(*parts, strict=True)
         return Imputation(on.join(xs, 1), on.join(centres), on.join(masks), on.join(sizes) if num_samples else None)
@@ -174,7 +175,7 @@ def impute_by_gibbs(
             at = on.rows.names.index("x")
             # q(z | x_obs, mask) has no part in x_mis, which the ratio then leaves out: the chain has z alone.
             scored = seen if "mask" in on.rows.names else torch.ones_like(seen)
-            z, total = None, torch.zeros_like(x_obs)
+            z, total = None, torch.zeros_like(x_obs, dtype=_real(x))
             for step in range(num_warmup + num_steps):
                 always = not metropolis or step < num_warmup
                 z, drawn, mean, took = _move(run, batch, z, scored, on, always=always)
@@ -227,7 +228,9 @@ def missing_log_likelihood(
             values.append(log_all.logsumexp(0) - log_w.logsumexp(0))
             variances.append((log_all.softmax(0) - log_w.softmax(0)).square().sum(0))
             density = is_density(drawn.terms)
-        error = float(on.join(variances).sum().sqrt()) / len(on.rows)
+        # The variance of a sample has K - 1 below: from a single draw there is none.
+        below = num_samples / (num_samples - 1) if num_samples > 1 else math.nan
+        error = math.sqrt(float(on.join(variances).sum()) * below) / len(on.rows)
         return estimate(on.join(values), error, num_samples, density)
 
 
@@ -329,7 +332,7 @@ def _move(
 
     def given(drawn: Ledger) -> tuple[Tensor, Tensor]:
         likelihood = _likelihood(drawn)
-        return likelihood.sample().to(x.dtype).reshape(x.shape), _mean_of(likelihood).to(x.dtype).reshape(x.shape)
+        return likelihood.sample().to(x.dtype).reshape(x.shape), _mean_of(likelihood).to(_real(x)).reshape(x.shape)
 
     proposed = ledger(run, *batch, known=on.known)
     new, (draw, mean) = _guide_trace(proposed), given(proposed)
@@ -373,8 +376,13 @@ def _mean_of(d: TorchDistribution) -> Tensor:
         return torch.full_like(d.sample(), math.nan, dtype=torch.get_default_dtype())
 
 
-def _first(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.dtype).reshape(len(values), *x.shape)
+def _first(values: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype).reshape(len(values), *x.shape)
+
+
+def _real(x: Tensor) -> torch.dtype:
+    """What a mean of x is in: that of counts is no whole number, and that of classes is NaN."""
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
 def _like(weights: Tensor, values: Tensor) -> Tensor:

@@ -48,8 +48,9 @@ def generalised_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
 class Tail:
     r"""The largest of K importance weights of each datum, and their k-hat.
 
-    The largest M = min(K/5, 3 sqrt(K)) weights are fitted above the next largest. Few of them say little, so that k-hat
-    is drawn to 1/2 by as much as ten more would do: (M k + 5) / (M + 10).
+    The largest M = min(K/5, 3 sqrt(K)) weights are fitted above the next largest; those that equal it, as weights of
+    discrete latents do, are no part of the tail, and make M less. Few of them say little, so that k-hat is drawn to 1/2
+    by as much as ten more would do: (M k + 5) / (M + 10).
 
     Args:
         num_samples: K, of all log-weights that will be added.
@@ -72,12 +73,17 @@ class Tail:
         self.largest = known.topk(min(self.size + 1, len(known)), 0).values
 
     def k_hat(self) -> Tensor:
-        """The shape of each datum's tail, (B,); NaN with fewer than five weights in it, -inf where they are equal."""
+        """The shape of each datum's tail, (B,); NaN with fewer than five weights in it, -inf where all are equal."""
         if self.largest is None:
             raise ValueError("there are no weights yet; add some")
         top, cutoff = self.largest[0], self.largest[-1]
         if self.size < 5 or len(self.largest) <= self.size:
             return torch.full_like(top, math.nan)
         excess = torch.exp(self.largest[:-1] - top) - torch.exp(cutoff - top)
-        k = (self.size * generalised_pareto(excess)[0] + 5) / (self.size + 10)
+        above = (self.largest[:-1] > cutoff).sum(0)  # by their logarithms: the differences of tiny weights underflow
+        k = torch.full_like(top, math.nan)
+        for count in above.unique().tolist():  # one, the size, where nothing ties
+            if count >= 5:
+                data = above == count
+                k[data] = (count * generalised_pareto(excess[:count, data])[0] + 5) / (count + 10)
         return torch.where(top - cutoff < EVEN, -math.inf, k)

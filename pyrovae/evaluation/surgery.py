@@ -210,6 +210,9 @@ def _all_values(q: Distribution) -> Tensor | None:
     base = q.base_dist if isinstance(q, Independent) else q
     if not base.has_enumerate_support or len(q.event_shape) > 1:
         return None
+    if base.event_shape:  # one vector, such as a one-hot: its numbers are not free of each other
+        each = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
+        return each if len(each) <= TABLE else None
     each = base.enumerate_support(expand=False).flatten()
     numbers = q.event_shape.numel()
     if len(each) ** numbers > TABLE:

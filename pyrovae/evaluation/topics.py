@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyrovae.data.corpora import check_counts
 from pyrovae.data.rows import Data, Split
+from pyrovae.data.seeds import DRAWS, derived_seed
 from pyrovae.data.sparse import SparseRows, is_sparse
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.predictive import encode
@@ -245,7 +246,8 @@ def document_topics(
     check_whole(num_samples=num_samples)
     total = torch.zeros(())
     for draw in range(num_samples):
-        z = encode(pair, data, site=site, sample=True, seed=seed + draw, batch_size=batch_size)
+        own = derived_seed(seed, DRAWS, draw)  # not seed + draw, which another seed has too
+        z = encode(pair, data, site=site, sample=True, seed=own, batch_size=batch_size)
         total = total.to(z) + z.softmax(-1)
     return total / num_samples
 

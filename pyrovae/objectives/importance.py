@@ -19,6 +19,8 @@ from pyrovae.objectives.weights import Ledger
 
 __all__ = ["CIWAE", "IWAE", "MIWAE", "Renyi", "WeightBound"]
 
+NEAR = 0.1  # powers below which power means of weights are in float64
+
 
 class WeightBound(Objective):
     """Base class of the bounds that are functions of the log-weights of each datum."""
@@ -157,7 +159,9 @@ def _log_mean_exp(values: Tensor, dim: int) -> Tensor:
 def _log_power_mean(log_weights: Tensor, power: float) -> Tensor:
     if power == 0:  # the geometric mean
         return log_weights.mean(-2, keepdim=True)
-    return _log_mean_exp(power * log_weights, -2) / power
+    # The log of a mean near 1 has float32's rounding of 1, which a small power would blow up.
+    wide = log_weights.double() if abs(power) < NEAR else log_weights
+    return (_log_mean_exp(power * wide, -2) / power).to(log_weights.dtype)
 
 
 def _order(alpha: float) -> float:
