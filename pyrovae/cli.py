@@ -141,6 +141,13 @@ def _fit(arguments: list[str]) -> None:
         run.pair, data, out / "pictures", history=run.history, checked=checked, plate=run.known.plate
     )
     print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
+    _say([], skipped)
+
+
+def _say(drawn: Sequence[Path], skipped: dict[str, str]) -> None:
+    """Which pictures there are, and why others are not."""
+    for path in drawn:
+        print(path)
     for picture, reason in skipped.items():
         print(f"no picture of {picture}: {reason}")
 
@@ -290,9 +297,8 @@ def _check(arguments: list[str]) -> None:
         plate=run.known.plate,
         seed=options.seed,
     )
-    (folder / "pictures").mkdir(exist_ok=True)
-    picture = plots.save(checked.plot(), folder / "pictures" / "predictive_checks.png")
-    print(f"{checked}\n\n{picture}")
+    print(f"{checked}\n")
+    _say(*reports.draw_all([("predictive_checks", checked.plot)], folder / "pictures"))
 
 
 def _sample(arguments: list[str]) -> None:
@@ -305,10 +311,9 @@ def _sample(arguments: list[str]) -> None:
     like = next(match(data, run.pair.model).sequential(1))
     on = {"plate": run.known.plate, "seed": options.seed}
     x = generate(run.pair, options.num_samples, like=like, sample=not options.mean, **on).cpu()
-    (folder / "pictures").mkdir(exist_ok=True)
-    picture = plots.save(plots.samples(x), folder / "pictures" / "samples.png")
     np.save(folder / "samples.npy", x.numpy())
-    print(f"{picture}\n{folder / 'samples.npy'}")
+    print(folder / "samples.npy")
+    _say(*reports.draw_all([("samples", lambda: plots.samples(x))], folder / "pictures"))
 
 
 def _plot(arguments: list[str]) -> None:
@@ -317,9 +322,7 @@ def _plot(arguments: list[str]) -> None:
     run, data, folder = _opened(options)
     on = {"plate": run.known.plate, "seed": options.seed}
     drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, **on)
-    print("\n".join(map(str, drawn)))
-    for picture, reason in skipped.items():
-        print(f"no picture of {picture}: {reason}")
+    _say(drawn, skipped)
 
 
 def _list(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy
 import pyro
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pyrovae import plots
 from pyrovae.checks import Check, check
@@ -36,7 +38,7 @@ from pyrovae.models.base import as_pair, structure
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
-__all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]
+__all__ = ["LatentSpace", "draw_all", "evaluate", "held_out", "pictures", "table", "write_json"]
 
 EXAMPLES = 1000  # rows that pictures are made of
 
@@ -255,20 +257,33 @@ def pictures(
         the files, and for each picture that the pair does not allow the reason.
     """
     pair, folder = as_pair(pair), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     _, split = held_out(data)
     rows, labels = fixed_rows(pair, split, seed, EXAMPLES), _labels(split)
-    drawn: list[Path] = []
-    skipped: dict[str, str] = {}
     drawings = [*drawings_of(pair, data, rows, labels, plate=plate, seed=seed)]
     if history is not None:
         drawings.append(("training_curves", history.plot))
     if checked is not None:
         drawings.append(("predictive_checks", checked.plot))
+    return draw_all(drawings, folder)
+
+
+def draw_all(drawings: Iterable[tuple[str, Callable[[], Any]]], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Save each picture that can be drawn.
+
+    Args:
+        drawings: the pictures' names, and what draws them.
+        folder: where the PNG files go; made if it is not there.
+
+    Returns:
+        the files, and for each picture that can't be drawn the reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[Path] = []
+    skipped: dict[str, str] = {}
     for name, draw in drawings:
         try:
             drawn.append(plots.save(draw(), folder / f"{name}.png"))
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:  # the last: what torch says in somebody's own pair
             skipped[name] = " ".join(str(error).split())
     return drawn, skipped
 
@@ -281,6 +296,8 @@ def _labels(split: Any) -> Tensor | None:
 class LatentSpace(Callback):
     """Draws a two-dimensional latent space while it forms: the decoded manifold, and the training points in z.
 
+    A picture that can't be drawn is left out from then on, with one line that says why.
+
     Args:
         data: what is encoded, at most 1000 rows; labels called y colour them.
         folder: where the PNG files go.
@@ -291,6 +308,7 @@ class LatentSpace(Callback):
         self.split = data.train if isinstance(data, Data) else data
         self.folder = Path(folder)
         self.steps = steps
+        self.skipped: dict[str, str] = {}
 
     def on_step(self, run: Run) -> None:
         """Draw, if this is one of the steps."""
@@ -300,11 +318,15 @@ class LatentSpace(Callback):
         batch = first_rows(pair, self.split, run.seed, 2)
         if latent_dim(pair, batch, plate) != 2:
             return
-        z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drawn = {
-            "manifold": plots.manifold(*manifold(pair, like=batch, plate=plate)),
-            "latents": plots.latent_scatter(z, _labels(self.split)),
-        }
-        for name, picture in drawn.items():
-            plots.save(picture, self.folder / f"{name}_step_{run.step:04d}.png")
+
+        def latents() -> Any:
+            z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
+            return plots.latent_scatter(z, _labels(self.split))
+
+        drawings = {"manifold": lambda: plots.manifold(*manifold(pair, like=batch, plate=plate)), "latents": latents}
+        for name, draw in drawings.items():
+            if name not in self.skipped:
+                _, skipped = draw_all([(f"{name}_step_{run.step:04d}", draw)], self.folder)
+                for reason in skipped.values():
+                    self.skipped[name] = reason
+                    tqdm.write(f"no picture of {name} while it is trained: {reason}")  # print would break the bar

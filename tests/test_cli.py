@@ -34,6 +34,7 @@ from pyrovae.training import pretraining
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
+OWN_QUICK = QUICK[:-2]  # of a pair of one's own, which has no flag for networks
 
 
 @pytest.fixture
@@ -474,14 +475,13 @@ def test_somebodys_own_pair(tmp_path, capsys):
     source = tmp_path / "own_pairs.py"
     source.write_text(OWN)
     out = tmp_path / "own"
-    quick = [flag for flag in QUICK if flag not in ("--hidden", "[8]")]
-    main(["fit", f"{source}:Mine", "--width", "4", "--out", str(out), *quick])
+    main(["fit", f"{source}:Mine", "--width", "4", "--out", str(out), *OWN_QUICK])
     with pytest.raises(SystemExit):
         main(["evaluate", str(out)])
     assert "pass it as pair= (--pair file.py:Name)" in capsys.readouterr().err
     main(["evaluate", str(out), "--pair", f"{source}:Mine", "--num_samples", "10", "--num_replicates", "10"])
     assert "log-likelihood" in capsys.readouterr().out
-    main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *quick])
+    main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *OWN_QUICK])
     assert "no picture of latents" in capsys.readouterr().out
     out = tmp_path / "slots"
     main(["fit", f"{source}:Slots", "--prior", "RealNVP", "--prior.num_layers", "2", "--out", str(out), *QUICK])
@@ -489,6 +489,30 @@ def test_somebodys_own_pair(tmp_path, capsys):
     assert "RealNVP" in str(
         load(out, pv.VAE((1, 8, 8), 16, hidden=(8,), prior=partial(pv.priors.RealNVP, num_layers=2))).pair
     )
+
+
+TWO_CHANNELS = OWN.replace("(1, 8, 8)", "(2, 8, 8)").replace("64", "128")
+
+
+def test_what_can_not_be_drawn_ends_no_training_and_loses_no_numbers(tmp_path, capsys):
+    """A picture has one channel or three, these data two."""
+    (tmp_path / "own_pairs.py").write_text(TWO_CHANNELS)
+    x = torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    np.save(tmp_path / "pixels.npy", x.numpy())
+    pair, out = f"{tmp_path}/own_pairs.py:Mine", tmp_path / "run"
+    flags = ["--data", str(tmp_path / "pixels.npy"), "--out", str(out), *OWN_QUICK, "--width", "2"]
+    main(["fit", pair, *flags, "--max_epochs", "13", "--batch_size", "16", "--compile", "false"])
+    said = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in said if line.startswith("no picture of manifold while it is trained: ")]
+    assert "wanted 1 or 3 channels" in line
+    drawn = {path.name for path in (out / "pictures").iterdir()}
+    assert {"latents_step_0001.png", "latents_step_0025.png"} <= drawn
+    assert any(line.startswith("no picture of reconstructions: ") for line in said)
+    assert json.loads((out / "metrics.json").read_text())["latent_dim"] == 2
+    main(["sample", str(out), "--pair", pair, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 2, 8, 8)
+    said = capsys.readouterr().out
+    assert re.search(r"no picture of samples: images has shape \(5, 2, 8, 8\), wanted 1 or 3 channels", said)
 
 
 def test_reports_take_a_plate_that_is_not_plain(tmp_path):
