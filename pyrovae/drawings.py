@@ -26,6 +26,7 @@ from pyrovae.evaluation import (
 )
 from pyrovae.evaluation import topics as topic_tools
 from pyrovae.evaluation.clustering import components
+from pyrovae.evaluation.running import first_rows
 from pyrovae.models.base import Structure, structure
 
 __all__ = ["drawings_of", "latent_dim"]
@@ -47,7 +48,7 @@ def drawings_of(
         seed: of all draws.
     """
     on: dict[str, Any] = {"plate": plate, "seed": seed}
-    (x, *_) = batch = next(rows.sequential(10))
+    (x, *_) = batch = first_rows(pair, rows, seed, 10)
     known = structure(pair, *batch, plate=plate)
     several = len(set(known.latent) - set(known.enumerated)) > 1
     vocabulary = data.vocabulary if isinstance(data, Data) else None

@@ -68,6 +68,23 @@ def test_fit_leaves_everything_that_later_commands_need(run_folder, capsys):
     assert "active units" in table
 
 
+def test_a_run_in_double_precision_is_evaluated_and_drawn_in_it(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--precision", "float64", "--compile", "false", "--latent_dim", "2"]
+    main(["fit", "vae", "--data", "digits", "--out", str(out), *flags, *QUICK])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert next(load(out).pair.parameters()).dtype == torch.float64
+    main(["evaluate", str(out), "--num_samples", "20", "--num_replicates", "5"])
+    assert json.loads((out / "metrics.json").read_text())["log_likelihood"] == figures["log_likelihood"]
+    (out / "pictures" / "reconstructions.png").unlink()
+    main(["plot", str(out)])
+    main(["check", str(out), "--num_replicates", "5"])
+    main(["sample", str(out), "--num_samples", "3"])
+    assert np.load(out / "samples.npy").dtype == np.float64
+    pictures = {path.stem for path in (out / "pictures").iterdir()}
+    assert {"reconstructions", "manifold", "latents", "traversals", "manifold_step_0001"} <= pictures
+
+
 def test_evaluate_says_more_when_asked(run_folder, capsys, monkeypatch):
     short = partial(ais, num_temperatures=5, num_leapfrog=2)
     monkeypatch.setattr(reports, "ais", short)
