@@ -117,17 +117,17 @@ def _fit(arguments: list[str]) -> None:
         chosen = objective(options["objective"], pair=pair, data_size=len(data.train))
     data = _hiding(data, pair, options["mask"])
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
-    callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
+    options["out"] = str(out)
+    record = Record(name, options, out / "config.yaml")
+    callbacks: list[Callback] = [record, reports.LatentSpace(data, out / "pictures")]
     of_fit = {key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in BY_CODE}
-    run = _pretrained(pair, data, options, out) if options.get("pretraining") else None
+    run = _pretrained(pair, data, options, record) if options.get("pretraining") else None
     if run is None or not run.interrupted:
         of_fit |= {"out": out, "resume": options["resume"] and run is None}
         run = fit(pair, data, objective=chosen, callbacks=callbacks, **of_fit)
     if run.rank:
         return
-    options["out"] = str(out)
-    written = {key: value for key, value in options.items() if value is not None or key == "binarize"}
-    (out / "config.yaml").write_text(f"# pyrovae fit {name} --config THIS\n{yaml.safe_dump(written, sort_keys=False)}")
+    record.write()
     if run.interrupted:
         again = f"pyrovae fit {name} --config {out}/config.yaml --resume true"
         print(f"interrupted after step {run.step}; go on with: {again}")
@@ -152,8 +152,37 @@ def _say(drawn: Sequence[Path], skipped: dict[str, str]) -> None:
         print(f"no picture of {picture}: {reason}")
 
 
-def _pretrained(pair: Any, data: Any, options: dict[str, Any], out: Path) -> Run | None:
+class Record(Callback):
+    """Writes the flags of a run to its folder as soon as there is something to go on with, however the run may end.
+
+    Not before its first step: until then `fit` may refuse the folder, which can be another run's.
+
+    Args:
+        name: of the pair.
+        options: the flags.
+        path: of the file.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any], path: Path):
+        self.name, self.options, self.path = name, options, path
+        self.written = False
+
+    def on_step(self, run: Run) -> None:
+        """Write, once."""
+        if not (self.written or run.rank):
+            self.write()
+
+    def write(self) -> None:
+        """Write now."""
+        kept = {key: value for key, value in self.options.items() if value is not None or key == "binarize"}
+        text = f"# pyrovae fit {self.name} --config THIS\n{yaml.safe_dump(kept, sort_keys=False)}"
+        reports.write_text(text, self.path)
+        self.written = True
+
+
+def _pretrained(pair: Any, data: Any, options: dict[str, Any], record: Record) -> Run | None:
     """The start of a pair that has one, in a folder of its own; None where the run itself is gone on with."""
+    out = record.path.parent
     if options["resume"] and (out / "checkpoints").exists():
         return None
     folder = out / "pretraining"
@@ -162,7 +191,7 @@ def _pretrained(pair: Any, data: Any, options: dict[str, Any], out: Path) -> Run
     }
     resume = options["resume"] and (folder / "checkpoints").exists()
     start = getattr(pretraining, pair.started_by)
-    return start(pair, data, max_epochs=options["pretraining"], out=folder, resume=resume, **kept)
+    return start(pair, data, max_epochs=options["pretraining"], out=folder, resume=resume, callbacks=[record], **kept)
 
 
 def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
@@ -219,15 +248,38 @@ def _run_parser(command: str, description: str) -> Parser:
 def _opened(options: Any) -> tuple[Any, Any, Path]:
     """The pair and the data of a run's folder."""
     folder = Path(options.run)
-    recorded = folder / "config.yaml"
-    config = yaml.safe_load(recorded.read_text()) if recorded.is_file() else {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{recorded} is not a run's configuration; restore it, or pass --data")
+    config = _recorded(folder / "config.yaml")
+    if options.data is None and "data" not in config:
+        raise ValueError(
+            f"{str(folder)!r} does not say which data its run is of, its config.yaml is "
+            f"{'without data' if config else 'missing'}; pass --data with the data that it was fitted to"
+        )
     keys = ("root", "download", "binarize") if options.data is None else ()
-    data = load_data(options.data or config.get("data", "digits"), **{k: config[k] for k in keys if k in config})
+    data = load_data(options.data or config["data"], **{k: config[k] for k in keys if k in config})
     pair = None if options.pair is None else _construct(_own(options.pair), config, data)
     run = load_run(folder, pair)
     return run, _hiding(data, run.pair, config.get("mask")), folder
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The flags of a run, of which a run of `fit` in Python has no file.
+
+    Raises:
+        ValueError: for a file that no run has written.
+    """
+    if not path.is_file():
+        return {}
+    fix = "restore it, or delete it and pass --data"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); {fix}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a run's configuration; {fix}")
+    for key in ("data", "root", "binarize", "mask"):
+        if not isinstance(config.get(key, ""), str | None):
+            raise ValueError(f"{path} has {key}: {config[key]!r}, a text is wanted; {fix}")
+    return config
 
 
 def _hiding(data: Any, pair: Any, kinds: str | None) -> Any:

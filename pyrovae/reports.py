@@ -38,7 +38,7 @@ from pyrovae.models.base import as_pair, structure
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
-__all__ = ["LatentSpace", "draw_all", "evaluate", "held_out", "pictures", "table", "write_json"]
+__all__ = ["LatentSpace", "draw_all", "evaluate", "held_out", "pictures", "table", "write_json", "write_text"]
 
 EXAMPLES = 1000  # rows that pictures are made of
 
@@ -225,9 +225,14 @@ def _further(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write plain values as JSON: the whole file appears, or none."""
+    return write_text(json.dumps(values, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a text: the whole file appears, or none."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
     return path
 

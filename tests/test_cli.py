@@ -85,6 +85,55 @@ def test_a_run_in_double_precision_is_evaluated_and_drawn_in_it(tmp_path):
     assert {"reconstructions", "manifold", "latents", "traversals", "manifold_step_0001"} <= pictures
 
 
+def test_a_run_that_does_not_say_its_data_asks_for_them(run_folder, capsys):
+    (run_folder / "config.yaml").unlink()
+    (run_folder / "metrics.json").unlink()
+    for command in ("evaluate", "check", "sample", "plot"):
+        with pytest.raises(SystemExit):
+            main([command, str(run_folder)])
+        error = capsys.readouterr().err
+        assert "does not say which data its run is of, its config.yaml is missing; pass --data with the data" in error
+    assert not (run_folder / "metrics.json").exists()
+    main(["evaluate", str(run_folder), "--data", "digits", "--num_samples", "20", "--num_replicates", "5"])
+    assert (run_folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("data: [unclosed\n  : {", "config.yaml is not YAML (while parsing a flow"),
+        ("data: 5", "config.yaml has data: 5, a text is wanted; restore it, or delete it and pass --data"),
+        ("data: digits\nmask: 5", "config.yaml has mask: 5, a text is wanted"),
+        ("just words", "config.yaml is not a run's configuration; restore it"),
+        ("seed: 1", "does not say which data its run is of, its config.yaml is without data; pass --data"),
+    ],
+)
+def test_a_broken_configuration_is_named(run_folder, written, message, capsys):
+    (run_folder / "config.yaml").write_text(written)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run_folder)])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_killed_knows_its_data(tmp_path, monkeypatch):
+    """As a kill does, an exception that nothing handles leaves the folder as it is then."""
+
+    def killed(self, run):
+        raise KeyError(run.step)
+
+    monkeypatch.setattr(reports.LatentSpace, "on_step", killed)
+    flags = ["--data", "digits", "--latent_dim", "2", "--compile", "false", *QUICK]
+    with pytest.raises(KeyError):
+        main(["fit", "vae", "--out", str(tmp_path / "cut"), *flags])
+    monkeypatch.undo()
+    main(["fit", "vae", "--out", str(tmp_path / "whole"), *flags])
+    cut, whole = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("cut", "whole"))
+    assert cut == whole | {"out": str(tmp_path / "cut")}
+    assert cut["data"] == "digits"
+
+
 def test_evaluate_says_more_when_asked(run_folder, capsys, monkeypatch):
     short = partial(ais, num_temperatures=5, num_leapfrog=2)
     monkeypatch.setattr(reports, "ais", short)
@@ -195,7 +244,8 @@ def test_a_start_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
     plain = pretraining.pretrain_clusters
 
     def stopped(*arguments, **options):
-        return plain(*arguments, **options, callbacks=[lambda run: setattr(run, "interrupted", True)])
+        stop = [*options.pop("callbacks"), lambda run: setattr(run, "interrupted", True)]
+        return plain(*arguments, **options, callbacks=stop)
 
     monkeypatch.setattr(pretraining, "pretrain_clusters", stopped)
     main(["fit", "vade", "--out", str(cut), *CLUSTERS, *QUICK])
@@ -636,11 +686,11 @@ def test_flags_take_no_class_path(tmp_path, capsys):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):
-    before = (run_folder / "history.csv").read_bytes()
+    before = [(run_folder / name).read_bytes() for name in ("history.csv", "config.yaml")]
     with pytest.raises(SystemExit):
-        main(["fit", "vae", "--out", str(run_folder), *QUICK])
+        main(["fit", "vae", "--out", str(run_folder), *QUICK, "--lr", "0.1"])
     assert "already holds a run; pass resume=True" in capsys.readouterr().err
-    assert (run_folder / "history.csv").read_bytes() == before
+    assert [(run_folder / name).read_bytes() for name in ("history.csv", "config.yaml")] == before
 
 
 def test_list_and_help_and_python_m():
