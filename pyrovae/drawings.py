@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyrovae import plots
@@ -26,7 +27,8 @@ from pyrovae.evaluation import (
 )
 from pyrovae.evaluation import topics as topic_tools
 from pyrovae.evaluation.clustering import components
-from pyrovae.evaluation.running import first_rows
+from pyrovae.evaluation.running import evaluating, first_rows
+from pyrovae.evaluation.sites import observed_site, rows_first
 from pyrovae.models.base import Structure, structure
 
 __all__ = ["drawings_of", "latent_dim"]
@@ -48,20 +50,20 @@ def drawings_of(
         seed: of all draws.
     """
     on: dict[str, Any] = {"plate": plate, "seed": seed}
-    (x, *_) = batch = first_rows(pair, rows, seed, 10)
+    batch = first_rows(pair, rows, seed, 10)
     known = structure(pair, *batch, plate=plate)
     several = len(set(known.latent) - set(known.enumerated)) > 1
     vocabulary = data.vocabulary if isinstance(data, Data) else None
     yield "latents", lambda: plots.latent_scatter(encode(pair, rows, **on), labels)
     yield "latent_kl", lambda: plots.latent_kl(_kl_per_unit(pair, rows, **on))
     if isinstance(getattr(pair, "component_means", None), Tensor):
-        yield "components", lambda: _components(pair, next(rows.sequential(1000))[0])
+        yield "components", lambda: _components(pair, rows, **on)
     if several:
         yield "layers", lambda: _layers(pair, rows, **on)
     if vocabulary is not None:  # one bar for each word says more than a line through all of them
         yield from _topics(pair, rows, vocabulary, **on)
         return
-    yield "reconstructions", lambda: plots.reconstructions(x, reconstruct(pair, batch, **on))
+    yield "reconstructions", lambda: plots.reconstructions(_observed(pair, batch, **on), reconstruct(pair, batch, **on))
     yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, **on), columns=16)
     yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **on))
     yield "traversals", lambda: _traversals(pair, rows, batch, **on)
@@ -80,11 +82,23 @@ def drawings_of(
         yield "manifold", lambda: plots.manifold(*manifold(pair, like=batch, **on))
 
 
+def _observed(pair: Any, data: Any, *, plate: str | None, seed: int) -> Tensor:
+    """The data themselves, rows first: what the drawn site observes, whichever argument of the model it is."""
+    with evaluating(pair, data, plate=plate, seed=seed) as on:
+        name, parts = observed_site(on.known), []
+        for run, batch, _ in on:
+            guided = poutine.trace(run.guide).get_trace(*batch)  # no draws from a prior, which may be flat
+            node = poutine.trace(poutine.replay(run.model, trace=guided)).get_trace(*batch).nodes[name]
+            parts.append(rows_first(node["value"], node))
+        return on.join(parts).cpu()
+
+
 @torch.no_grad()
-def _components(pair: Any, x: Tensor) -> Any:
+def _components(pair: Any, rows: Split | Stream, **on: Any) -> Any:
     """Ellipses over data in the plane; else each component's mean, from the heaviest down."""
     means, weights = pair.component_means.cpu(), pair.component_weights.cpu()
     if means.shape[1:] == (2,) and hasattr(pair, "component_covariances"):
+        x = _observed(pair, first_rows(pair, rows, on["seed"], 1000), **on)
         return plots.component_ellipses(x, means, pair.component_covariances.cpu(), weights)
     order = weights.argsort(descending=True)
     return plots.samples(means[order])
@@ -169,7 +183,7 @@ def _styles(pair: Any, label: str, rows: Split | Stream, batch: tuple[Tensor, ..
     known = structure(pair, *batch, plate=on["plate"])
     site = next(name for name in known.latent if name not in known.enumerated)
     images = _of_each_class(pair, label, rows, batch, {site: encode(pair, batch, site=site, **on)}, **on)
-    x = batch[rows.names.index("x")] if "x" in rows.names else batch[0]
+    x = _observed(pair, batch, **on)
     labels = batch[rows.names.index(label)].tolist()
     grid = torch.cat([x[:, None].to(images), images.movedim(0, 1)], 1)  # (B, 1 + C, *event)
     return plots.rows(grid, ["?" if value < 0 else f"a {value}" for value in labels])
@@ -201,7 +215,7 @@ def _clusters(
         return plots.rows(torch.stack(images), names)
 
     def likeliest() -> Any:
-        x, probabilities = next(rows.sequential(len(rows)))[0], responsibilities(pair, rows, site=site, **on).cpu()
+        x, probabilities = _observed(pair, rows, **on), responsibilities(pair, rows, site=site, **on).cpu()
         best = probabilities.topk(min(10, len(x)), 0).indices.T  # (C, 10)
         sizes = probabilities.argmax(-1).bincount(minlength=len(best))
         return plots.rows(x[best], [f"{site} = {number}: {int(size)}" for number, size in enumerate(sizes)])
