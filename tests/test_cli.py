@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import pyrovae as pv
-from pyrovae import reports
+from pyrovae import plots, reports
 from pyrovae.cli import main
 from pyrovae.evaluation import ais, gaps
 from pyrovae.flags import (
@@ -574,12 +574,126 @@ def test_what_can_not_be_drawn_ends_no_training_and_loses_no_numbers(tmp_path, c
     assert "wanted 1 or 3 channels" in line
     drawn = {path.name for path in (out / "pictures").iterdir()}
     assert {"latents_step_0001.png", "latents_step_0025.png"} <= drawn
-    assert any(line.startswith("no picture of reconstructions: ") for line in said)
+    assert any(line.startswith("no picture of reconstructions") for line in said)
     assert json.loads((out / "metrics.json").read_text())["latent_dim"] == 2
     main(["sample", str(out), "--pair", pair, "--num_samples", "5"])
     assert np.load(out / "samples.npy").shape == (5, 2, 8, 8)
     said = capsys.readouterr().out
     assert re.search(r"no picture of samples: images has shape \(5, 2, 8, 8\), wanted 1 or 3 channels", said)
+
+
+TWO_VIEWS = '''
+import pyro
+import pyro.distributions as dist
+import torch
+
+import pyrovae as pv
+
+
+class Views(pv.Pair):
+    """Two views of one z, and constants in a plate of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2))
+
+    def model(self, x, second):
+        with pyro.plate("constants", 3):
+            pyro.sample("c", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("left", dist.Normal(z.repeat_interleave(2, -1), 1.0).to_event(1), obs=x)
+            pyro.sample("right", dist.Normal(z.sum(-1, keepdim=True).repeat_interleave(3, -1), 1.0).to_event(1), obs=second)
+
+    def guide(self, x, second):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(self.loc + x[:, ::2] / 2, 0.5).to_event(1))
+
+
+class Seeded(Views):
+    def __init__(self, seed: int = 0):
+        super().__init__()
+'''
+
+
+@pytest.fixture
+def views(tmp_path):
+    """A pair that observes several sites, in one of two plates, and the flags to fit it."""
+    (tmp_path / "views.py").write_text(TWO_VIEWS)
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "views.npz", x=x.numpy(), second=x[:, 1:].numpy())
+    out = tmp_path / "run"
+    flags = ["--data", str(tmp_path / "views.npz"), "--out", str(out), "--compile", "false", *OWN_QUICK]
+    return f"{tmp_path / 'views.py'}:Views", flags, out
+
+
+def test_several_observed_sites_and_no_flag_cost_the_check_alone(views, capsys):
+    pair, flags, out = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair, *flags])
+    assert "several plates at dim -1, ['constants', 'rows']; pass plate= (--plate)" in capsys.readouterr().err
+    main(["fit", pair, *flags, "--plate", "rows"])
+    said = capsys.readouterr().out
+    for row in ("ELBO", "reconstruction left", "reconstruction right", "log-likelihood", "active units"):
+        assert row in said
+    (line,) = [line for line in said.splitlines() if line.startswith("no predictive checks")]
+    assert line.startswith("no predictive checks and no picture of reconstructions, samples, interpolation, traversals")
+    assert line.endswith("the model observes several sites; pass site= with one of ['c', 'left', 'right'] (--site)")
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["checks"]["rows"] == []
+    assert {"latents.png", "training_curves.png"} <= {path.name for path in (out / "pictures").iterdir()}
+    main(["evaluate", str(out), "--pair", pair, "--num_samples", "20"])  # in the run's own plate
+    assert "\nno predictive checks: the model observes several sites; pass site=" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["elbo"] == figures["elbo"]
+    on = [str(out), "--pair", pair, "--site", "right"]
+    main(["sample", *on, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 3)
+    main(["check", *on, "--num_replicates", "5"])
+    main(["evaluate", *on, "--plate", "rows", "--num_samples", "20", "--num_replicates", "5"])
+    assert json.loads((out / "metrics.json").read_text())["checks"]["rows"]
+    main(["plot", *on])
+    assert (out / "pictures" / "reconstructions.png").exists()
+    assert "no p" not in capsys.readouterr().out
+    for command in ("sample", "check"):
+        with pytest.raises(SystemExit):
+            main([command, str(out), "--pair", pair])
+        assert "with one of ['c', 'left', 'right'] (--site)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(out), "--pair", pair, "--plate", "columns"])
+    assert "plate='columns' is no plate of the model" in capsys.readouterr().err
+
+
+def test_the_site_of_a_run_is_that_of_later_commands(views, monkeypatch, capsys):
+    pair, flags, out = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair, *flags, "--plate", "rows", "--site", "centre"])
+    assert "site='centre' is no observed site; pass site= with one of" in capsys.readouterr().err
+    assert not (out / "config.yaml").exists()
+    seen = []
+    monkeypatch.setattr(plots, "reconstructions", watched(plots.reconstructions, seen))
+    main(["fit", pair, *flags, "--plate", "rows", "--site", "right"])
+    assert "no p" not in capsys.readouterr().out
+    assert "manifold_step_0001.png" in {path.name for path in (out / "pictures").iterdir()}
+    main(["plot", str(out), "--pair", pair])
+    main(["sample", str(out), "--pair", pair, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 3)
+    main(["plot", str(out), "--pair", pair, "--site", "left"])
+    shapes = [(data.shape, means.shape) for data, means in seen]
+    assert shapes == [((4, 3), (4, 3)), ((4, 3), (4, 3)), ((4, 4), (4, 4))]
+
+
+def watched(draw, seen):
+    """A plot that notes what it is called with."""
+    return lambda *values, **options: (seen.append(values), draw(*values, **options))[1]
+
+
+def test_an_argument_with_the_name_of_a_flag_is_named(views, capsys):
+    pair, flags, _ = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair.replace("Views", "Seeded"), *flags])
+    assert (
+        "Seeded takes seed, but --seed is a flag of pyrovae fit itself; rename the argument" in capsys.readouterr().err
+    )
 
 
 def test_reports_take_a_plate_that_is_not_plain(tmp_path):
