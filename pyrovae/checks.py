@@ -369,7 +369,7 @@ def _by_row(value: Tensor, site: dict[str, Any], known: Structure) -> Tensor:
     if known.plate not in plates:
         raise ValueError(
             f"site {site['name']!r} is outside the plate {known.plate!r}, so it has no rows to replicate; "
-            f"move it inside, or pass site= with another of {list(known.observed)}"
+            f"move it inside, or pass site= with another of {list(known.observed)} (--site)"
         )
     batch, event = value.shape[: value.dim() - site["fn"].event_dim], value.shape[value.dim() - site["fn"].event_dim :]
     value = value.reshape((1,) * (1 + known.max_plate_nesting - len(batch)) + value.shape)

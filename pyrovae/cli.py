@@ -25,6 +25,7 @@ from pyrovae.data import half, masked, match, one_of, pixels, rectangle
 from pyrovae.data import load as load_data
 from pyrovae.data.masks import Mask
 from pyrovae.evaluation import generate
+from pyrovae.evaluation.sites import observed_site
 from pyrovae.flags import (
     SLOTS,
     Parser,
@@ -45,8 +46,9 @@ from pyrovae.training.runs import load as load_run
 
 __all__ = ["main"]
 
-BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks", "plate"}
+BY_CODE: set[str | int] = {"pair", "data", "objective", "optimizer", "schedule", "validation", "callbacks"}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+SITE = "the observed site that checks, samples and pictures are of; x by default, or the only one."
 MASKS: dict[str, Callable[[], Mask]] = {"pixels": pixels, "rectangle": rectangle, "half": half}
 
 
@@ -99,6 +101,7 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--mask", type=str | None, default=None, help=about)
     flags = add_objective_arguments(parser, written_out(flags), getattr(source, "trained_by", "ELBO"))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
+    parser.add_argument("--site", type=str | None, default=None, help=SITE)
     if start := getattr(source, "started_by", None):
         parser.add_argument("--pretraining", type=int, default=0, help=f"epochs of {start} before; 0 for none.")
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
@@ -117,36 +120,81 @@ def _fit(arguments: list[str]) -> None:
         chosen = objective(options["objective"], pair=pair, data_size=len(data.train))
     data = _hiding(data, pair, options["mask"])
     out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
-    callbacks: list[Callback] = [reports.LatentSpace(data, out / "pictures")]
+    options["out"] = str(out)
+    record = Record(name, options, out / "config.yaml")
+    callbacks: list[Callback] = [record, reports.LatentSpace(data, out / "pictures", site=options["site"])]
     of_fit = {key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in BY_CODE}
-    run = _pretrained(pair, data, options, out) if options.get("pretraining") else None
+    run = _pretrained(pair, data, options, record) if options.get("pretraining") else None
     if run is None or not run.interrupted:
         of_fit |= {"out": out, "resume": options["resume"] and run is None}
         run = fit(pair, data, objective=chosen, callbacks=callbacks, **of_fit)
     if run.rank:
         return
-    options["out"] = str(out)
-    written = {key: value for key, value in options.items() if value is not None or key == "binarize"}
-    (out / "config.yaml").write_text(f"# pyrovae fit {name} --config THIS\n{yaml.safe_dump(written, sort_keys=False)}")
+    record.write()
     if run.interrupted:
         again = f"pyrovae fit {name} --config {out}/config.yaml --resume true"
         print(f"interrupted after step {run.step}; go on with: {again}")
         return
+    on: dict[str, Any] = {"site": options["site"], "plate": run.known.plate}
     figures, checked = reports.evaluate(
-        run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty()
+        run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty(), **on
     )
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, out / "metrics.json")
-    drawn, skipped = reports.pictures(
-        run.pair, data, out / "pictures", history=run.history, checked=checked, plate=run.known.plate
-    )
+    drawn, skipped = reports.pictures(run.pair, data, out / "pictures", history=run.history, checked=checked, **on)
     print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
+    _say([], skipped, figures["checks"].get("left_out"))
+
+
+def _say(drawn: Sequence[Path], skipped: dict[str, str], unchecked: str | None = None) -> None:
+    """Which pictures there are, and why others are not, or checks are not: one line for each reason."""
+    for path in drawn:
+        print(path)
+    missing: dict[str, list[str]] = {} if unchecked is None else {unchecked: []}
     for picture, reason in skipped.items():
-        print(f"no picture of {picture}: {reason}")
+        missing.setdefault(reason, []).append(picture)
+    for reason, names in missing.items():
+        what = [f"picture of {', '.join(names)}"] if names else []
+        print(f"no {' and no '.join(['predictive checks', *what] if reason == unchecked else what)}: {reason}")
 
 
-def _pretrained(pair: Any, data: Any, options: dict[str, Any], out: Path) -> Run | None:
+class Record(Callback):
+    """Writes the flags of a run to its folder as soon as there is something to go on with, however the run may end.
+
+    Not before its first step: until then `fit` may refuse the folder, which can be another run's.
+
+    Args:
+        name: of the pair.
+        options: the flags.
+        path: of the file.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any], path: Path):
+        self.name, self.options, self.path = name, options, path
+        self.written = False
+
+    def on_step(self, run: Run) -> None:
+        """Write, once.
+
+        Raises:
+            ValueError: for a `site` that the model does not observe, which only the end would find.
+        """
+        if not (self.written or run.rank):
+            if self.options["site"] is not None:
+                observed_site(run.known, self.options["site"])
+            self.write()
+
+    def write(self) -> None:
+        """Write now."""
+        kept = {key: value for key, value in self.options.items() if value is not None or key == "binarize"}
+        text = f"# pyrovae fit {self.name} --config THIS\n{yaml.safe_dump(kept, sort_keys=False)}"
+        reports.write_text(text, self.path)
+        self.written = True
+
+
+def _pretrained(pair: Any, data: Any, options: dict[str, Any], record: Record) -> Run | None:
     """The start of a pair that has one, in a folder of its own; None where the run itself is gone on with."""
+    out = record.path.parent
     if options["resume"] and (out / "checkpoints").exists():
         return None
     folder = out / "pretraining"
@@ -155,7 +203,7 @@ def _pretrained(pair: Any, data: Any, options: dict[str, Any], out: Path) -> Run
     }
     resume = options["resume"] and (folder / "checkpoints").exists()
     start = getattr(pretraining, pair.started_by)
-    return start(pair, data, max_epochs=options["pretraining"], out=folder, resume=resume, **kept)
+    return start(pair, data, max_epochs=options["pretraining"], out=folder, resume=resume, callbacks=[record], **kept)
 
 
 def _construct(source: Any, options: dict[str, Any], data: Any) -> Any:
@@ -205,22 +253,48 @@ def _run_parser(command: str, description: str) -> Parser:
     parser.add_argument("run", type=str, help="the run's folder.")
     parser.add_argument("--pair", type=str | None, default=None, help="file.py:Name, for a pair of your own.")
     parser.add_argument("--data", type=str | None, default=None, help="other data than the run's.")
+    parser.add_argument("--site", type=str | None, default=None, help=SITE.replace("x by", "the run's by"))
+    parser.add_argument("--plate", type=str | None, default=None, help="name of the data plate; the run's by default.")
     parser.add_argument("--seed", type=int, default=0, help="of all draws.")
     return parser
 
 
-def _opened(options: Any) -> tuple[Any, Any, Path]:
-    """The pair and the data of a run's folder."""
+def _opened(options: Any) -> tuple[Run, Any, Path, dict[str, Any]]:
+    """The pair and the data of a run's folder, and on which site, plate and seed to work."""
     folder = Path(options.run)
-    recorded = folder / "config.yaml"
-    config = yaml.safe_load(recorded.read_text()) if recorded.is_file() else {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{recorded} is not a run's configuration; restore it, or pass --data")
+    config = _recorded(folder / "config.yaml")
+    if options.data is None and "data" not in config:
+        raise ValueError(
+            f"{str(folder)!r} does not say which data its run is of, its config.yaml is "
+            f"{'without data' if config else 'missing'}; pass --data with the data that it was fitted to"
+        )
     keys = ("root", "download", "binarize") if options.data is None else ()
-    data = load_data(options.data or config.get("data", "digits"), **{k: config[k] for k in keys if k in config})
+    data = load_data(options.data or config["data"], **{k: config[k] for k in keys if k in config})
     pair = None if options.pair is None else _construct(_own(options.pair), config, data)
     run = load_run(folder, pair)
-    return run, _hiding(data, run.pair, config.get("mask")), folder
+    on = {"site": options.site or config.get("site"), "plate": options.plate or run.known.plate, "seed": options.seed}
+    return run, _hiding(data, run.pair, config.get("mask")), folder, on
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """The flags of a run, of which a run of `fit` in Python has no file.
+
+    Raises:
+        ValueError: for a file that no run has written.
+    """
+    if not path.is_file():
+        return {}
+    fix = "restore it, or delete it and pass --data"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({' '.join(str(error).split())}); {fix}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a run's configuration; {fix}")
+    for key in ("data", "root", "binarize", "mask", "site"):
+        if not isinstance(config.get(key, ""), str | None):
+            raise ValueError(f"{path} has {key}: {config[key]!r}, a text is wanted; {fix}")
+    return config
 
 
 def _hiding(data: Any, pair: Any, kinds: str | None) -> Any:
@@ -249,7 +323,7 @@ def _evaluate(arguments: list[str]) -> None:
     parser.add_argument("--gaps", action="store_true", help="approximation and amortisation gap too.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets of each check.")
     options = parser.parse_args(arguments)
-    run, data, folder = _opened(options)
+    run, data, folder, on = _opened(options)
     figures, _ = reports.evaluate(
         run.pair,
         data,
@@ -258,13 +332,13 @@ def _evaluate(arguments: list[str]) -> None:
         with_ais=options.ais,
         with_surgery=options.surgery,
         with_gaps=options.gaps,
-        plate=run.known.plate,
-        seed=options.seed,
         progress=sys.stderr.isatty(),
+        **on,
     )
     figures |= {"seed": run.seed, "epochs": run.epoch, "fit_seconds": run.seconds}
     reports.write_json(figures, folder / "metrics.json")
     print(reports.table(figures))
+    _say([], {}, figures["checks"].get("left_out"))
 
 
 def _samples(bound: str) -> int:
@@ -281,18 +355,10 @@ def _check(arguments: list[str]) -> None:
     parser.add_argument("--statistics", type=list[str] | None, default=None, help="names; all by default.")
     parser.add_argument("--num_replicates", type=int, default=200, help="replicated data sets.")
     options = parser.parse_args(arguments)
-    run, data, folder = _opened(options)
-    checked = check(
-        run.pair,
-        data,
-        options.statistics,
-        num_replicates=options.num_replicates,
-        plate=run.known.plate,
-        seed=options.seed,
-    )
-    (folder / "pictures").mkdir(exist_ok=True)
-    picture = plots.save(checked.plot(), folder / "pictures" / "predictive_checks.png")
-    print(f"{checked}\n\n{picture}")
+    run, data, folder, on = _opened(options)
+    checked = check(run.pair, data, options.statistics, num_replicates=options.num_replicates, **on)
+    print(f"{checked}\n")
+    _say(*reports.draw_all([("predictive_checks", checked.plot)], folder / "pictures"))
 
 
 def _sample(arguments: list[str]) -> None:
@@ -301,25 +367,20 @@ def _sample(arguments: list[str]) -> None:
     parser.add_argument("--num_samples", type=int, default=64, help="how many.")
     parser.add_argument("--mean", type=bool, default=True, help="the mean of p(x | z) instead of a draw from it.")
     options = parser.parse_args(arguments)
-    run, data, folder = _opened(options)
+    run, data, folder, on = _opened(options)
     like = next(match(data, run.pair.model).sequential(1))
-    on = {"plate": run.known.plate, "seed": options.seed}
     x = generate(run.pair, options.num_samples, like=like, sample=not options.mean, **on).cpu()
-    (folder / "pictures").mkdir(exist_ok=True)
-    picture = plots.save(plots.samples(x), folder / "pictures" / "samples.png")
     np.save(folder / "samples.npy", x.numpy())
-    print(f"{picture}\n{folder / 'samples.npy'}")
+    print(folder / "samples.npy")
+    _say(*reports.draw_all([("samples", lambda: plots.samples(x))], folder / "pictures"))
 
 
 def _plot(arguments: list[str]) -> None:
     """Draw a run's pictures again."""
     options = _run_parser("plot", first_line(_plot)).parse_args(arguments)
-    run, data, folder = _opened(options)
-    on = {"plate": run.known.plate, "seed": options.seed}
+    run, data, folder, on = _opened(options)
     drawn, skipped = reports.pictures(run.pair, data, folder / "pictures", history=run.history, **on)
-    print("\n".join(map(str, drawn)))
-    for picture, reason in skipped.items():
-        print(f"no picture of {picture}: {reason}")
+    _say(drawn, skipped)
 
 
 def _list(arguments: list[str]) -> None:

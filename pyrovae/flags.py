@@ -84,6 +84,10 @@ def add_pair_arguments(parser: Parser, source: Any) -> None:
         name, default = parameter.name, parameter.default
         if name == "event_shape":
             continue
+        if any(f"--{name}" in action.option_strings for action in parser._actions):
+            raise ValueError(
+                f"{source.__name__} takes {name}, but --{name} is a flag of pyrovae fit itself; rename the argument"
+            )
         if name in SLOTS:
             default = default.__name__ if isinstance(default, type) else None
             help_ = f"one of {', '.join(parts(name))}; options of it: --{name}.OPTION VALUE, or '{{name: ..., ...}}'."

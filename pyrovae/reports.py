@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy
 import pyro
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pyrovae import plots
 from pyrovae.checks import Check, check
@@ -31,12 +33,13 @@ from pyrovae.evaluation import (
 )
 from pyrovae.evaluation.estimates import Estimate
 from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
+from pyrovae.evaluation.sites import observed_site
 from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
 from pyrovae.models.base import as_pair, structure
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
-__all__ = ["LatentSpace", "evaluate", "held_out", "pictures", "table", "write_json"]
+__all__ = ["LatentSpace", "draw_all", "evaluate", "held_out", "pictures", "table", "write_json", "write_text"]
 
 EXAMPLES = 1000  # rows that pictures are made of
 
@@ -50,10 +53,11 @@ def evaluate(
     with_ais: bool = False,
     with_surgery: bool = False,
     with_gaps: bool = False,
+    site: str | None = None,
     plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> tuple[dict[str, Any], Check]:
+) -> tuple[dict[str, Any], Check | None]:
     """ELBO and its parts, log-likelihood, active units and predictive checks of any pair on held-out data.
 
     Args:
@@ -64,18 +68,21 @@ def evaluate(
         with_ais: the log-likelihood by annealed importance sampling too, with its default ladder.
         with_surgery: the parts of the average KL too.
         with_gaps: approximation and amortisation gap too.
+        site: the observed site that is checked. Default: x, or the only one.
         plate: name of the data plate, where it is not plain.
         seed: of all draws.
         progress: show bars.
 
     Returns:
         the figures as plain values, nats per datum, and the `Check` for its picture; no log-likelihood (None) for
-        latents outside the data plate.
+        latents outside the data plate, no check (None) where `site` would have to say of what.
     """
     pair = as_pair(pair)
     split, rows = held_out(data)[0], fixed_rows(pair, data, seed)
     parts = elbo(pair, rows, plate=plate, seed=seed)
-    checked = check(pair, rows, num_replicates=num_replicates, plate=plate, seed=seed)
+    checked, unchecked = None, None if site is not None else _no_site(pair, rows, plate, seed)
+    if unchecked is None:
+        checked = check(pair, rows, num_replicates=num_replicates, site=site, plate=plate, seed=seed)
     figures: dict[str, Any] = {
         "split": split,
         "rows": len(rows),
@@ -125,9 +132,18 @@ def evaluate(
         figures["active_layers"] = {site: [found.count, len(found.variance)] for site, found in layers.items()}
     if isinstance(data, Data) and data.vocabulary is not None:
         figures["topics"] = _topic_figures(pair, rows, parts.elbo)
-    figures["checks"] = checked.to_dict()
+    figures["checks"] = {"rows": [], "left_out": unchecked} if checked is None else checked.to_dict()
     figures["versions"] = versions()
     return figures, checked
+
+
+def _no_site(pair: Any, rows: Any, plate: str | None, seed: int) -> str | None:
+    """Why it is not clear which observed site is meant, if it is not."""
+    try:
+        observed_site(structure(pair, *first_rows(pair, rows, seed, 1), plate=plate))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _topic_figures(pair: Any, rows: Any, bound: Estimate) -> dict[str, Any]:
@@ -224,9 +240,14 @@ def _further(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write plain values as JSON: the whole file appears, or none."""
+    return write_text(json.dumps(values, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a text: the whole file appears, or none."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
     return path
 
@@ -238,6 +259,7 @@ def pictures(
     *,
     history: History | None = None,
     checked: Check | None = None,
+    site: str | None = None,
     plate: str | None = None,
     seed: int = 0,
 ) -> tuple[list[Path], dict[str, str]]:
@@ -249,6 +271,7 @@ def pictures(
         folder: where the PNG files go; made if it is not there.
         history: of the run, for the training curves.
         checked: the result of `check`, for its picture.
+        site: the observed site that is drawn. Default: x, or the only one.
         plate: name of the data plate, where it is not plain.
         seed: of all draws.
 
@@ -256,20 +279,33 @@ def pictures(
         the files, and for each picture that the pair does not allow the reason.
     """
     pair, folder = as_pair(pair), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     _, split = held_out(data)
     rows, labels = fixed_rows(pair, split, seed, EXAMPLES), _labels(split)
-    drawn: list[Path] = []
-    skipped: dict[str, str] = {}
-    drawings = [*drawings_of(pair, data, rows, labels, plate=plate, seed=seed)]
+    drawings = [*drawings_of(pair, data, rows, labels, site=site, plate=plate, seed=seed)]
     if history is not None:
         drawings.append(("training_curves", history.plot))
     if checked is not None:
         drawings.append(("predictive_checks", checked.plot))
+    return draw_all(drawings, folder)
+
+
+def draw_all(drawings: Iterable[tuple[str, Callable[[], Any]]], folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Save each picture that can be drawn.
+
+    Args:
+        drawings: the pictures' names, and what draws them.
+        folder: where the PNG files go; made if it is not there.
+
+    Returns:
+        the files, and for each picture that can't be drawn the reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[Path] = []
+    skipped: dict[str, str] = {}
     for name, draw in drawings:
         try:
             drawn.append(plots.save(draw(), folder / f"{name}.png"))
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:  # the last: what torch says in somebody's own pair
             skipped[name] = " ".join(str(error).split())
     return drawn, skipped
 
@@ -282,16 +318,27 @@ def _labels(split: Any) -> Tensor | None:
 class LatentSpace(Callback):
     """Draws a two-dimensional latent space while it forms: the decoded manifold, and the training points in z.
 
+    A picture that can't be drawn is left out from then on, with one line that says why.
+
     Args:
         data: what is encoded, at most 1000 rows; labels called y colour them.
         folder: where the PNG files go.
         steps: after which optimizer steps; the lecture notes' are 1, 25, 125 and 625.
+        site: the observed site that the manifold shows. Default: x, or the only one.
     """
 
-    def __init__(self, data: Any, folder: str | os.PathLike[str], steps: tuple[int, ...] = (1, 25, 125, 625)):
+    def __init__(
+        self,
+        data: Any,
+        folder: str | os.PathLike[str],
+        steps: tuple[int, ...] = (1, 25, 125, 625),
+        *,
+        site: str | None = None,
+    ):
         self.split = data.train if isinstance(data, Data) else data
         self.folder = Path(folder)
-        self.steps = steps
+        self.steps, self.site = steps, site
+        self.skipped: dict[str, str] = {}
 
     def on_step(self, run: Run) -> None:
         """Draw, if this is one of the steps."""
@@ -301,11 +348,17 @@ class LatentSpace(Callback):
         batch = first_rows(pair, self.split, run.seed, 2)
         if latent_dim(pair, batch, plate) != 2:
             return
-        z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        drawn = {
-            "manifold": plots.manifold(*manifold(pair, like=batch, plate=plate)),
-            "latents": plots.latent_scatter(z, _labels(self.split)),
-        }
-        for name, picture in drawn.items():
-            plots.save(picture, self.folder / f"{name}_step_{run.step:04d}.png")
+
+        def latents() -> Any:
+            z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
+            return plots.latent_scatter(z, _labels(self.split))
+
+        def decoded() -> Any:
+            return plots.manifold(*manifold(pair, like=batch, site=self.site, plate=plate))
+
+        for name, draw in {"manifold": decoded, "latents": latents}.items():
+            if name not in self.skipped:
+                _, skipped = draw_all([(f"{name}_step_{run.step:04d}", draw)], self.folder)
+                for reason in skipped.values():
+                    self.skipped[name] = reason
+                    tqdm.write(f"no picture of {name} while it is trained: {reason}")  # print would break the bar

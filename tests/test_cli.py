@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import pyrovae as pv
-from pyrovae import reports
+from pyrovae import plots, reports
 from pyrovae.cli import main
 from pyrovae.evaluation import ais, gaps
 from pyrovae.flags import (
@@ -34,6 +34,7 @@ from pyrovae.training import pretraining
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
+OWN_QUICK = QUICK[:-2]  # of a pair of one's own, which has no flag for networks
 
 
 @pytest.fixture
@@ -65,6 +66,72 @@ def test_fit_leaves_everything_that_later_commands_need(run_folder, capsys):
     table = capsys.readouterr().out
     assert "log-likelihood" in table
     assert "active units" in table
+
+
+def test_a_run_in_double_precision_is_evaluated_and_drawn_in_it(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--precision", "float64", "--compile", "false", "--latent_dim", "2"]
+    main(["fit", "vae", "--data", "digits", "--out", str(out), *flags, *QUICK])
+    figures = json.loads((out / "metrics.json").read_text())
+    assert next(load(out).pair.parameters()).dtype == torch.float64
+    main(["evaluate", str(out), "--num_samples", "20", "--num_replicates", "5"])
+    assert json.loads((out / "metrics.json").read_text())["log_likelihood"] == figures["log_likelihood"]
+    (out / "pictures" / "reconstructions.png").unlink()
+    main(["plot", str(out)])
+    main(["check", str(out), "--num_replicates", "5"])
+    main(["sample", str(out), "--num_samples", "3"])
+    assert np.load(out / "samples.npy").dtype == np.float64
+    pictures = {path.stem for path in (out / "pictures").iterdir()}
+    assert {"reconstructions", "manifold", "latents", "traversals", "manifold_step_0001"} <= pictures
+
+
+def test_a_run_that_does_not_say_its_data_asks_for_them(run_folder, capsys):
+    (run_folder / "config.yaml").unlink()
+    (run_folder / "metrics.json").unlink()
+    for command in ("evaluate", "check", "sample", "plot"):
+        with pytest.raises(SystemExit):
+            main([command, str(run_folder)])
+        error = capsys.readouterr().err
+        assert "does not say which data its run is of, its config.yaml is missing; pass --data with the data" in error
+    assert not (run_folder / "metrics.json").exists()
+    main(["evaluate", str(run_folder), "--data", "digits", "--num_samples", "20", "--num_replicates", "5"])
+    assert (run_folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("data: [unclosed\n  : {", "config.yaml is not YAML (while parsing a flow"),
+        ("data: 5", "config.yaml has data: 5, a text is wanted; restore it, or delete it and pass --data"),
+        ("data: digits\nmask: 5", "config.yaml has mask: 5, a text is wanted"),
+        ("just words", "config.yaml is not a run's configuration; restore it"),
+        ("seed: 1", "does not say which data its run is of, its config.yaml is without data; pass --data"),
+    ],
+)
+def test_a_broken_configuration_is_named(run_folder, written, message, capsys):
+    (run_folder / "config.yaml").write_text(written)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run_folder)])
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_killed_knows_its_data(tmp_path, monkeypatch):
+    """As a kill does, an exception that nothing handles leaves the folder as it is then."""
+
+    def killed(self, run):
+        raise KeyError(run.step)
+
+    monkeypatch.setattr(reports.LatentSpace, "on_step", killed)
+    flags = ["--data", "digits", "--latent_dim", "2", "--compile", "false", *QUICK]
+    with pytest.raises(KeyError):
+        main(["fit", "vae", "--out", str(tmp_path / "cut"), *flags])
+    monkeypatch.undo()
+    main(["fit", "vae", "--out", str(tmp_path / "whole"), *flags])
+    cut, whole = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("cut", "whole"))
+    assert cut == whole | {"out": str(tmp_path / "cut")}
+    assert cut["data"] == "digits"
 
 
 def test_evaluate_says_more_when_asked(run_folder, capsys, monkeypatch):
@@ -177,7 +244,8 @@ def test_a_start_that_was_cut_off_goes_on(tmp_path, monkeypatch, capsys):
     plain = pretraining.pretrain_clusters
 
     def stopped(*arguments, **options):
-        return plain(*arguments, **options, callbacks=[lambda run: setattr(run, "interrupted", True)])
+        stop = [*options.pop("callbacks"), lambda run: setattr(run, "interrupted", True)]
+        return plain(*arguments, **options, callbacks=stop)
 
     monkeypatch.setattr(pretraining, "pretrain_clusters", stopped)
     main(["fit", "vade", "--out", str(cut), *CLUSTERS, *QUICK])
@@ -474,20 +542,157 @@ def test_somebodys_own_pair(tmp_path, capsys):
     source = tmp_path / "own_pairs.py"
     source.write_text(OWN)
     out = tmp_path / "own"
-    quick = [flag for flag in QUICK if flag not in ("--hidden", "[8]")]
-    main(["fit", f"{source}:Mine", "--width", "4", "--out", str(out), *quick])
+    main(["fit", f"{source}:Mine", "--width", "4", "--out", str(out), *OWN_QUICK])
     with pytest.raises(SystemExit):
         main(["evaluate", str(out)])
     assert "pass it as pair= (--pair file.py:Name)" in capsys.readouterr().err
     main(["evaluate", str(out), "--pair", f"{source}:Mine", "--num_samples", "10", "--num_replicates", "10"])
     assert "log-likelihood" in capsys.readouterr().out
-    main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *quick])
+    main(["fit", f"{source}:functions", "--out", str(tmp_path / "functions"), *OWN_QUICK])
     assert "no picture of latents" in capsys.readouterr().out
     out = tmp_path / "slots"
     main(["fit", f"{source}:Slots", "--prior", "RealNVP", "--prior.num_layers", "2", "--out", str(out), *QUICK])
     main(["evaluate", str(out), "--pair", f"{source}:Slots", "--num_samples", "10", "--num_replicates", "10"])
     assert "RealNVP" in str(
         load(out, pv.VAE((1, 8, 8), 16, hidden=(8,), prior=partial(pv.priors.RealNVP, num_layers=2))).pair
+    )
+
+
+TWO_CHANNELS = OWN.replace("(1, 8, 8)", "(2, 8, 8)").replace("64", "128")
+
+
+def test_what_can_not_be_drawn_ends_no_training_and_loses_no_numbers(tmp_path, capsys):
+    """A picture has one channel or three, these data two."""
+    (tmp_path / "own_pairs.py").write_text(TWO_CHANNELS)
+    x = torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    np.save(tmp_path / "pixels.npy", x.numpy())
+    pair, out = f"{tmp_path}/own_pairs.py:Mine", tmp_path / "run"
+    flags = ["--data", str(tmp_path / "pixels.npy"), "--out", str(out), *OWN_QUICK, "--width", "2"]
+    main(["fit", pair, *flags, "--max_epochs", "13", "--batch_size", "16", "--compile", "false"])
+    said = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in said if line.startswith("no picture of manifold while it is trained: ")]
+    assert "wanted 1 or 3 channels" in line
+    drawn = {path.name for path in (out / "pictures").iterdir()}
+    assert {"latents_step_0001.png", "latents_step_0025.png"} <= drawn
+    assert any(line.startswith("no picture of reconstructions") for line in said)
+    assert json.loads((out / "metrics.json").read_text())["latent_dim"] == 2
+    main(["sample", str(out), "--pair", pair, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 2, 8, 8)
+    said = capsys.readouterr().out
+    assert re.search(r"no picture of samples: images has shape \(5, 2, 8, 8\), wanted 1 or 3 channels", said)
+
+
+TWO_VIEWS = '''
+import pyro
+import pyro.distributions as dist
+import torch
+
+import pyrovae as pv
+
+
+class Views(pv.Pair):
+    """Two views of one z, and constants in a plate of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.zeros(2))
+
+    def model(self, x, second):
+        with pyro.plate("constants", 3):
+            pyro.sample("c", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("left", dist.Normal(z.repeat_interleave(2, -1), 1.0).to_event(1), obs=x)
+            pyro.sample("right", dist.Normal(z.sum(-1, keepdim=True).repeat_interleave(3, -1), 1.0).to_event(1), obs=second)
+
+    def guide(self, x, second):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(self.loc + x[:, ::2] / 2, 0.5).to_event(1))
+
+
+class Seeded(Views):
+    def __init__(self, seed: int = 0):
+        super().__init__()
+'''
+
+
+@pytest.fixture
+def views(tmp_path):
+    """A pair that observes several sites, in one of two plates, and the flags to fit it."""
+    (tmp_path / "views.py").write_text(TWO_VIEWS)
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "views.npz", x=x.numpy(), second=x[:, 1:].numpy())
+    out = tmp_path / "run"
+    flags = ["--data", str(tmp_path / "views.npz"), "--out", str(out), "--compile", "false", *OWN_QUICK]
+    return f"{tmp_path / 'views.py'}:Views", flags, out
+
+
+def test_several_observed_sites_and_no_flag_cost_the_check_alone(views, capsys):
+    pair, flags, out = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair, *flags])
+    assert "several plates at dim -1, ['constants', 'rows']; pass plate= (--plate)" in capsys.readouterr().err
+    main(["fit", pair, *flags, "--plate", "rows"])
+    said = capsys.readouterr().out
+    for row in ("ELBO", "reconstruction left", "reconstruction right", "log-likelihood", "active units"):
+        assert row in said
+    (line,) = [line for line in said.splitlines() if line.startswith("no predictive checks")]
+    assert line.startswith("no predictive checks and no picture of reconstructions, samples, interpolation, traversals")
+    assert line.endswith("the model observes several sites; pass site= with one of ['c', 'left', 'right'] (--site)")
+    figures = json.loads((out / "metrics.json").read_text())
+    assert figures["checks"]["rows"] == []
+    assert {"latents.png", "training_curves.png"} <= {path.name for path in (out / "pictures").iterdir()}
+    main(["evaluate", str(out), "--pair", pair, "--num_samples", "20"])  # in the run's own plate
+    assert "\nno predictive checks: the model observes several sites; pass site=" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text())["elbo"] == figures["elbo"]
+    on = [str(out), "--pair", pair, "--site", "right"]
+    main(["sample", *on, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 3)
+    main(["check", *on, "--num_replicates", "5"])
+    main(["evaluate", *on, "--plate", "rows", "--num_samples", "20", "--num_replicates", "5"])
+    assert json.loads((out / "metrics.json").read_text())["checks"]["rows"]
+    main(["plot", *on])
+    assert (out / "pictures" / "reconstructions.png").exists()
+    assert "no p" not in capsys.readouterr().out
+    for command in ("sample", "check"):
+        with pytest.raises(SystemExit):
+            main([command, str(out), "--pair", pair])
+        assert "with one of ['c', 'left', 'right'] (--site)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(out), "--pair", pair, "--plate", "columns"])
+    assert "plate='columns' is no plate of the model" in capsys.readouterr().err
+
+
+def test_the_site_of_a_run_is_that_of_later_commands(views, monkeypatch, capsys):
+    pair, flags, out = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair, *flags, "--plate", "rows", "--site", "centre"])
+    assert "site='centre' is no observed site; pass site= with one of" in capsys.readouterr().err
+    assert not (out / "config.yaml").exists()
+    seen = []
+    monkeypatch.setattr(plots, "reconstructions", watched(plots.reconstructions, seen))
+    main(["fit", pair, *flags, "--plate", "rows", "--site", "right"])
+    assert "no p" not in capsys.readouterr().out
+    assert "manifold_step_0001.png" in {path.name for path in (out / "pictures").iterdir()}
+    main(["plot", str(out), "--pair", pair])
+    main(["sample", str(out), "--pair", pair, "--num_samples", "5"])
+    assert np.load(out / "samples.npy").shape == (5, 3)
+    main(["plot", str(out), "--pair", pair, "--site", "left"])
+    shapes = [(data.shape, means.shape) for data, means in seen]
+    assert shapes == [((4, 3), (4, 3)), ((4, 3), (4, 3)), ((4, 4), (4, 4))]
+
+
+def watched(draw, seen):
+    """A plot that notes what it is called with."""
+    return lambda *values, **options: (seen.append(values), draw(*values, **options))[1]
+
+
+def test_an_argument_with_the_name_of_a_flag_is_named(views, capsys):
+    pair, flags, _ = views
+    with pytest.raises(SystemExit):
+        main(["fit", pair.replace("Views", "Seeded"), *flags])
+    assert (
+        "Seeded takes seed, but --seed is a flag of pyrovae fit itself; rename the argument" in capsys.readouterr().err
     )
 
 
@@ -595,11 +800,11 @@ def test_flags_take_no_class_path(tmp_path, capsys):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run_folder, capsys):
-    before = (run_folder / "history.csv").read_bytes()
+    before = [(run_folder / name).read_bytes() for name in ("history.csv", "config.yaml")]
     with pytest.raises(SystemExit):
-        main(["fit", "vae", "--out", str(run_folder), *QUICK])
+        main(["fit", "vae", "--out", str(run_folder), *QUICK, "--lr", "0.1"])
     assert "already holds a run; pass resume=True" in capsys.readouterr().err
-    assert (run_folder / "history.csv").read_bytes() == before
+    assert [(run_folder / name).read_bytes() for name in ("history.csv", "config.yaml")] == before
 
 
 def test_list_and_help_and_python_m():

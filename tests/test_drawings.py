@@ -209,6 +209,36 @@ def test_clusters_are_drawn_with_their_samples_and_their_surest_data(tmp_path, m
     assert "clusters" not in drawn(pv.VAE((1, 4, 4), 2, hidden=(8,)), {"x": X}, tmp_path / "vae", monkeypatch)[0]
 
 
+class Denoising(Pair):
+    """A pair of x as one of (noisy, x)."""
+
+    def __init__(self, pair):
+        super().__init__()
+        self.pair = pair
+
+    def model(self, noisy, x):
+        return self.pair.model(x)
+
+    def guide(self, noisy, x):
+        return self.pair.guide(x)
+
+
+def test_data_are_what_the_model_observes_and_not_its_first_argument(tmp_path, monkeypatch):
+    data = {"noisy": 1 - X, "x": X}
+    vade = Denoising(pv.VaDE((1, 4, 4), 2, 3, hidden=(8,)))
+    vade.prior, by_dimension = vade.pair.prior, ("latent_kl", "traversals")
+    _, seen = drawn(vade, data, tmp_path, monkeypatch, "reconstructions", "rows", without=by_dimension)
+    assert torch.equal(seen["reconstructions"][0][0], X[:10])
+    _, (likeliest, _) = seen["rows"]
+    assert all(any(torch.equal(image, x) for x in X) for image in likeliest.flatten(0, 1))
+    plane = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    pair = Denoising(pv.GaussianMixture(2, 3).initialise_(plane))
+    for name in ("component_means", "component_weights", "component_covariances"):
+        setattr(pair, name, getattr(pair.pair, name).detach())
+    seen = pictures_of(pair, {"noisy": -plane, "x": plane}, tmp_path, monkeypatch, "component_ellipses")
+    assert torch.equal(seen["components"][0], plane)
+
+
 def test_components_are_drawn_as_ellipses_in_the_plane_and_as_means_elsewhere(tmp_path, monkeypatch):
     plane = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
     pair = pv.GaussianMixture(2, 3).initialise_(plane)
@@ -224,7 +254,7 @@ def pictures_of(pair, x, folder, monkeypatch, plot):
     """What one plot was called with for the components."""
     original, seen = getattr(plots, plot), []
     monkeypatch.setattr(plots, plot, lambda *values, **options: (seen.append(values), original(*values, **options))[1])
-    files, _ = reports.pictures(pair, {"x": x}, folder)
+    files, _ = reports.pictures(pair, x if isinstance(x, dict) else {"x": x}, folder)
     assert "components" in {path.stem for path in files}
     return {"components": seen[0]}
 

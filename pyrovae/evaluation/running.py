@@ -52,9 +52,12 @@ def fixed_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> Spl
 
 
 def first_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> tuple[Tensor, ...]:
-    """The first `count` rows that `fixed_rows` gives, or all, as one batch."""
+    """The first `count` rows that `fixed_rows` gives, or all, as one batch where the pair is, in its dtype."""
+    pair = as_pair(pair)
     rows = fixed_rows(pair, data, seed, count)
-    return next(rows.sequential(count or len(rows)))
+    with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
+        batch = next(rows.sequential(count or len(rows)))
+    return _at_home(batch, *home(pair))
 
 
 class Evaluation:
@@ -141,7 +144,7 @@ class Evaluation:
     def _moved(self, batch: tuple[Tensor, ...], start: int = 0) -> tuple[Tensor, ...]:
         """Rows from `start` on, where the pair is, once it has agreed to them."""
         check_rows(self.pair, batch, "data", start)
-        return tuple(tensor.to(self.device, self.dtype if tensor.is_floating_point() else None) for tensor in batch)
+        return _at_home(batch, self.device, self.dtype)
 
     def _at(self, rows: Tensor) -> PairLike:
         chosen = Trace()
@@ -184,6 +187,11 @@ def check_counts(**counts: Any) -> None:
             raise TypeError(f"{name} is {value!r}, a whole number is wanted; pass {name}=100, say")
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, at least 1 is wanted; pass {name}=100, say")
+
+
+def _at_home(batch: tuple[Tensor, ...], device: torch.device | None, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """A batch on a pair's device, numbers that are no integers in its dtype."""
+    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in batch)
 
 
 def _chosen(rows: Split | Stream, count: int | None, seed: int) -> Split | Stream:

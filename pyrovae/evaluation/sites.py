@@ -69,7 +69,11 @@ def observed_site(known: Structure, name: str | None = None) -> str:
     else:
         asked = f"site={name!r} is no observed site"
     if name is None or name not in known.observed:
-        fix = f"pass site= with one of {list(known.observed)}" if known.observed else "observe the data with obs="
+        fix = (
+            f"pass site= with one of {list(known.observed)} (--site)"
+            if known.observed
+            else "observe the data with obs="
+        )
         raise ValueError(f"{asked}; {fix}")
     return name
 

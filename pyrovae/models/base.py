@@ -313,7 +313,7 @@ def _data_plate(model_trace: Trace, plate: str | None) -> CondIndepStackFrame:
             plate = rightmost[0]
         elif rightmost:
             raise ValueError(
-                f"the model has several plates at dim -1, {rightmost}; pass plate= to say which holds the data"
+                f"the model has several plates at dim -1, {rightmost}; pass plate= (--plate) to say which has the data"
             )
         else:
             raise ValueError(
