@@ -603,7 +603,8 @@ class Views(pv.Pair):
         with pyro.plate("rows", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             pyro.sample("left", dist.Normal(z.repeat_interleave(2, -1), 1.0).to_event(1), obs=x)
-            pyro.sample("right", dist.Normal(z.sum(-1, keepdim=True).repeat_interleave(3, -1), 1.0).to_event(1), obs=second)
+            total = z.sum(-1, keepdim=True).repeat_interleave(3, -1)
+            pyro.sample("right", dist.Normal(total, 1.0).to_event(1), obs=second)
 
     def guide(self, x, second):
         with pyro.plate("rows", len(x)):
