@@ -40,6 +40,7 @@ from pyrovae.flags import (
 from pyrovae.models.base import as_pair, isolated_random_state
 from pyrovae.models.rebuild import build, family, named, part
 from pyrovae.training import pretraining
+from pyrovae.training.checkpoint import latest
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
 from pyrovae.training.runs import load as load_run
@@ -262,6 +263,8 @@ def _run_parser(command: str, description: str) -> Parser:
 def _opened(options: Any) -> tuple[Run, Any, Path, dict[str, Any]]:
     """The pair and the data of a run's folder, and on which site, plate and seed to work."""
     folder = Path(options.run)
+    if latest(folder / "checkpoints") is None:  # said before any data are read
+        raise FileNotFoundError(f"{str(folder)!r} has no complete checkpoint; pass the folder given to fit as --out")
     config = _recorded(folder / "config.yaml")
     if options.data is None and "data" not in config:
         raise ValueError(
