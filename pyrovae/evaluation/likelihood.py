@@ -170,7 +170,7 @@ def elbo(
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:
         values, variances, parts, density, total = [], [], [], True, len(on.rows)
         counted = partial(_is_none_of, on.known.improper)
-        shares_rows = False  # all particles of a datum have the same part of a nested plate, whose error none shows
+        one_part = False  # all particles of a datum have the same part of a nested plate, whose error none shows
         together = bool(on.known.global_latent or on.known.global_auxiliary)
         for run, batch, _ in on:
             check_support(on, batch)
@@ -183,10 +183,10 @@ def elbo(
             variances.append(independent.var(0) / num_particles if num_particles > 1 else math.nan * independent[0])
             values.append(value.mean(0))
             parts.append(_parts(drawn, size))
-            shares_rows |= any(_subsamples(term, on.known.plate) for term in drawn.terms)
+            one_part |= any(_subsamples(term, on.known.plate) for term in drawn.terms)
             density = is_density(drawn.terms)
         variance = torch.cat(variances) if together else on.join(variances)
-        error = math.nan if shares_rows else float(variance.sum().sqrt()) / total
+        error = math.nan if one_part else float(variance.sum().sqrt()) / total
         bound = estimate(on.join(values), error, num_particles, density)
         means = [
             {site: float(on.join([part[kind][site] for part in parts]).mean()) for site in parts[0][kind]}
