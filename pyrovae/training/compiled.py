@@ -65,6 +65,7 @@ class CompiledUpdate(Update):
     Attributes:
         seconds: spent on capturing and compiling.
 
+    >>> from pyrovae.graphs.backends import interpreted
     >>> from pyrovae.models import VAE
     >>> from pyrovae.models.base import structure
     >>> vae, x = VAE((4,), latent_dim=2, hidden=(8,)), torch.ones(16, 4)
