@@ -35,6 +35,7 @@ def predictive_check(observed: float, replicated: Values, p_value: float, name: 
     ax = axes_of(ax, 4.2, 2.8)
     draw_histogram(ax, values, GREY)
     ax.axvline(mark.item(), color=ORANGE, linewidth=2)
+    ax.locator_params(axis="x", nbins=3)  # numbers of many digits stand apart in narrow panels
     ax.set_title(f"{name}\np = {float(p_value):.3g}", fontsize=9, loc="left")  # two lines, for panels are narrow
     return name_axes(ax, "statistic, replicated (bars) and observed (line)", "replicates per bin")
 
