@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae.evaluation.chunks import Chunk, numbers
 from pyrovae.evaluation.estimates import is_density
 from pyrovae.evaluation.running import Evaluation
-from pyrovae.graphs.backends import compiler, inductor
+from pyrovae.graphs.backends import compiler, inductor, rounding
 from pyrovae.graphs.capture import CaptureError, Graph, capture
 from pyrovae.models.base import isolated_random_state
 from pyrovae.objectives import Ledger
@@ -94,8 +94,8 @@ class LogWeights:
             call = inductor(graph)
             with isolated_random_state(0):
                 (found,) = call(*graph.inputs)
-            rounding = _tolerance(found.dtype)
-            if not torch.allclose(found, drawn.log_weights(), rtol=rounding, atol=rounding, equal_nan=True):
+            most = rounding(found.dtype)
+            if not torch.allclose(found, drawn.log_weights(), rtol=most, atol=most, equal_nan=True):
                 raise CaptureError("compiled, they are others: what the program reads in Python changes")
         except Exception as error:  # a compiler fails in many ways, and none may cost the user a result
             why = " ".join(str(error).split())[:300] or type(error).__name__
@@ -113,8 +113,3 @@ def _other_generators() -> tuple[Any, ...]:
     state: Any = np.random.get_state()  # noqa: NPY002  (the global one is what is wanted)
     _, numbers, position, *_ = state
     return random.getstate(), position, numbers.tobytes()
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """The largest difference that rounding may make, in nats and relative."""
-    return {torch.float64: 1e-7, torch.float32: 1e-3}.get(dtype, 5e-2)

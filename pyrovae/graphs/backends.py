@@ -16,7 +16,7 @@ from pyrovae.graphs.capture import Graph
 from pyrovae.graphs.cuda_graph import Replayed
 from pyrovae.graphs.scalars import hoist
 
-__all__ = ["compiler", "inductor", "interpreted"]
+__all__ = ["compiler", "inductor", "interpreted", "rounding"]
 
 # The random numbers of eager operations, and no asserts in Python on what the key of a graph has fixed.
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
@@ -49,6 +49,11 @@ def _in_parts(graph: Graph) -> Callable[..., Sequence[Tensor]] | None:
 def interpreted(graph: Graph) -> Callable[..., Sequence[Tensor]]:
     """The graph run operation by operation: what is captured, without what a compiler does to it."""
     return graph.module
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The largest relative difference between eager and compiled results that is no other result."""
+    return {torch.float64: 1e-7, torch.float32: 1e-3}.get(dtype, 5e-2)
 
 
 def compiler(device: torch.device) -> str | None:

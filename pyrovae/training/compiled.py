@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.graphs.backends import inductor
+from pyrovae.graphs.backends import inductor, rounding
 from pyrovae.graphs.capture import CaptureError, Graph, capture
 from pyrovae.graphs.undone import Undone
 from pyrovae.models.base import Structure
@@ -240,8 +240,8 @@ class CompiledUpdate(Update):
     def _tolerance(self, dtype: torch.dtype) -> float:
         """The largest relative difference that rounding may make."""
         if isinstance(self.autocast, torch.autocast) and self.autocast._enabled:
-            return 5e-2
-        return {torch.float64: 1e-7, torch.float32: 1e-3}.get(dtype, 5e-2)
+            return rounding(torch.bfloat16)
+        return rounding(dtype)
 
 
 class _Recorded:
