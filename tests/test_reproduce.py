@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import disentanglement, runner, tables, vade
+from examples.reproduce import disentanglement, ladder, runner, tables, vade
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce
 from examples.reproduce.tables import summary, table
@@ -203,6 +203,21 @@ def test_pictures_are_of_the_finished_cells(tmp_path):
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="vae_1_seed_3 is no run on this machine; delete the cell's JSON"):
         draw("small", drawn, schedule=RESULT.reduced, seed=3)
+
+
+def test_fine_tuning_goes_on_from_the_ladder(tmp_path):
+    result, schedule = NAMES["ladder_digits"], Schedule(epochs=1, batch_size=500, num_samples=1)
+    with torch.random.fork_rng():
+        reproduce("l", result, cells=["ladder"], seeds=[1], schedule=schedule, budget=10.0, device="cpu")
+    cell, out = result.cells["ladder, fine-tuned"], runner.run_folder("l", schedule, "ladder, fine-tuned", 1)
+    pair, data = runner.made(result, cell, seed=1, root=None)
+    assert ladder.from_the_ladder(pair, data, schedule, seed=1, out=out)
+    trained = pv.load(runner.run_folder("l", schedule, "ladder", 1), pair=runner.new_pair(cell, data, seed=2)).pair
+    torch.testing.assert_close(pair.state_dict(), trained.state_dict(), rtol=0, atol=0)
+    for seed, epochs in ((2, 1), (1, 2)):
+        longer = dataclasses.replace(schedule, epochs=epochs)
+        with pytest.raises(FileNotFoundError, match=f'run the cell "ladder" with seed {seed} first'):
+            ladder.from_the_ladder(pair, data, longer, seed=seed, out=out.with_name(f"ladder_fine-tuned_seed_{seed}"))
 
 
 def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):

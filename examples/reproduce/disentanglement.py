@@ -17,16 +17,17 @@ picked: all seeds are in the table.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 
 import pyrovae as pv
-from examples.reproduce.runner import Cell, Result, Schedule
+from examples.reproduce.runner import Cell, Finished, Result, Schedule
 from pyrovae.data import Data
-from pyrovae.evaluation import disentanglement, encode
+from pyrovae.evaluation import disentanglement, encode, traverse
 from pyrovae.objectives.total_correlation import weighted
 
 LATENT_DIM = 10
@@ -77,6 +78,23 @@ def scores(pair: pv.VAE, run: pv.Run, data: Data, num_samples: int) -> dict[str,
     }
 
 
+def traversals(pair: pv.VAE, data: Data) -> Axes:
+    """What each latent does to the image whose factors are the least extreme, those first whose KL is the largest."""
+    factors = data.train["factors"].double()
+    middle = ((factors - factors.mean(0)) / factors.std(0)).square().sum(1).argmin()
+    kl = pv.active_units(pair, data.train).kl
+    order, values = kl.argsort(descending=True).tolist(), torch.linspace(-2, 2, 9)
+    images = traverse(pair, data.train.subset(middle[None]), dims=order, values=values)
+    return pv.plots.traversals(images, [f"z[{unit}], {kl[unit]:.2f} nats" for unit in order], values=values)
+
+
+def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
+    """Traversals of each objective's pair."""
+    return {
+        f"traversals_{name.lower().replace(' ', '_')}": traversals(*cell.trained()) for name, cell in finished.items()
+    }
+
+
 RESULT = Result(
     source="Disentanglement of sprites (no paper's data); MIG and FactorVAE score of all seeds, and the ELBO, nats",
     load=lambda root: pv.data.load("sprites", validation=0, test=0),
@@ -92,4 +110,5 @@ RESULT = Result(
     paper=Schedule(epochs=834, batch_size=64, num_samples=1, lr=1e-4),
     reduced=Schedule(epochs=30, batch_size=64, num_samples=1),
     figure=("mig", "factor_vae_score", "elbo"),
+    pictures=pictures,
 )

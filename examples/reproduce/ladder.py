@@ -4,12 +4,16 @@ All have the same widths and schedule. The hierarchical VAE is there twice: as i
 batch norm, softplus variances and warm-up of the KL over half the epochs (200 at most); from that one only the ladder's
 guide differs. Counted are the layers with a KL above 0.1 nats, and the units with one above 0.01 nats, on the first
 1000 test rows: a unit of the lower layers can vary with the data only because the layer above does.
+
+The paper's best figure is of a ladder that goes on with importance-weighted bounds of a lower learning rate: the cell
+"ladder, fine-tuned" does so with five samples for as many epochs again, from the trained cell "ladder".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +52,17 @@ def layers(pair: pv.Pair, run: pv.Run, data: Data, num_samples: int) -> dict[str
     }
 
 
+def from_the_ladder(pair: pv.Pair, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any) -> bool:
+    """The parameters of the cell "ladder" of the same seed, which has to be there."""
+    folder = out.with_name(f"ladder_seed_{seed}")
+    if not (folder / "checkpoints").exists() or pv.load(folder, pair=pair).epoch < schedule.epochs:
+        raise FileNotFoundError(
+            f'{folder} is no finished run on this machine; run the cell "ladder" with seed {seed} first, '
+            "without its JSON if that is there"
+        )
+    return True
+
+
 def cells(*latent_dims: int, paper: float | None = None) -> dict[str, Cell]:
     def made(family: Callable[..., pv.Pair], data: Data) -> pv.Pair:
         hidden = [(8 * dim,) * 2 for dim in latent_dims]  # the paper's 512, 256, ... for 64, 32, ...
@@ -56,7 +71,15 @@ def cells(*latent_dims: int, paper: float | None = None) -> dict[str, Cell]:
     softplus = partial(pv.HierarchicalVAE, posterior=pv.conditionals.SoftplusNormal, batch_norm=True)
     ladder = partial(pv.LadderVAE, batch_norm=True)
     return {
-        "ladder": Cell(partial(made, ladder), warm_up, paper and {"nll": paper}, evaluate=layers),
+        "ladder": Cell(partial(made, ladder), warm_up, evaluate=layers),
+        "ladder, fine-tuned": Cell(
+            partial(made, ladder),
+            lambda data, schedule: pv.IWAE(5),
+            paper and {"nll": paper},
+            options={"lr": 2e-4},
+            evaluate=layers,
+            start=from_the_ladder,
+        ),
         "hierarchical, batch norm, warm-up": Cell(partial(made, softplus), warm_up, evaluate=layers),
         "hierarchical": Cell(partial(made, pv.HierarchicalVAE), evaluate=layers),
     }
@@ -70,7 +93,7 @@ def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
 
 
 RESULT = Result(
-    source="Sonderby et al. 2016, dynamic MNIST, 64-32-16-8-4 latents; test NLL, nats (paper: after IW fine-tuning)",
+    source="Sonderby et al. 2016, dynamic MNIST, 64-32-16-8-4 latents; test NLL, nats",
     load=lambda root: pv.data.load("mnist", root=root),
     cells=cells(64, 32, 16, 8, 4, paper=81.74),
     paper=Schedule(epochs=2000, batch_size=256, num_samples=5000),
