@@ -28,6 +28,7 @@ from pyrovae.evaluation import generate
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.flags import (
     SLOTS,
+    ConfigFile,
     Parser,
     add_objective_arguments,
     add_pair_arguments,
@@ -91,7 +92,7 @@ def _fit(arguments: list[str]) -> None:
     name, *flags = arguments
     source = _own(name) if ":" in name else family(name)
     parser = Parser(prog=f"pyrovae fit {name}", description=first_line(source))
-    parser.add_argument("--config", action="config", help="YAML file with any of these flags; a run writes its own.")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these flags; a run writes its own.")
     parser.add_argument(
         "--data", type=str, default="digits", help="a data set's name, an .npy or .npz file, or a folder."
     )

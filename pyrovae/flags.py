@@ -52,6 +52,17 @@ LATENT_DIM = 16  # where a pair wants a latent_dim and none is given
 BY_CODE = ("plate", "data_size")  # of objectives: the first is found, the second the data's
 
 
+class ConfigFile(jsonargparse.ActionConfigFile):
+    """Says of what is wrong in a file that it is in that file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Take the file's flags."""
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except ValueError as error:
+            raise ValueError(f"in {values}: {error}") from error
+
+
 class Parser(jsonargparse.ArgumentParser):
     """Names the flags nearest to one that does not exist."""
 
@@ -66,6 +77,10 @@ class Parser(jsonargparse.ArgumentParser):
             near = near or difflib.get_close_matches(wrong, flags, n=2, cutoff=0.5)
             guess = f"did you mean {' or '.join(near)}? " if near else ""
             text = f"there is no flag {unknown[0]}; {guess}see --help"
+        if option := re.fullmatch(r"Option '(\w+)' is not accepted", text):
+            near = difflib.get_close_matches(option[1], [action.dest for action in self._actions], n=2)
+            guess = f"did you mean {' or '.join(near)}? " if near else ""
+            text = f"there is no option {option[1]}; {guess}see --help"
         if "Expected a <class 'list'>" in text:
             text = re.sub(r"Expected a <class 'list'>. Got value: ([\w.,]+)", r"\1 is no list; write it as [\1]", text)
         if "required: " in text:

@@ -117,6 +117,24 @@ def test_a_broken_configuration_is_named(run_folder, written, message, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("data: [unclosed\n  : {", "in {path}: Problems parsing config: while parsing a flow"),
+        ("lr: fast", "in {path}: Parser key \"lr\": Expected a <class 'float'>. Got value: fast"),
+        ("latent_dims: 3", "there is no option latent_dims; did you mean latent_dim? see --help"),
+    ],
+)
+def test_a_broken_file_of_flags_is_named(tmp_path, written, message, capsys):
+    path = tmp_path / "flags.yaml"
+    path.write_text(written)
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--config", str(path)])
+    error = capsys.readouterr().err
+    assert error.startswith(f"pyrovae: error: {message.format(path=path)}")
+    assert error.count("\n") == 1
+
+
 def test_a_run_that_is_killed_knows_its_data(tmp_path, monkeypatch):
     """As a kill does, an exception that nothing handles leaves the folder as it is then."""
 
