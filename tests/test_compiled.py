@@ -935,3 +935,31 @@ def test_threads_are_those_of_the_run_that_is_resumed(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert seen == [2, 2]
+
+
+@pytest.mark.parametrize(("folder", "mended"), [("cache", True), ("cache", False), ("elsewhere", True)])
+def test_a_library_that_a_killed_process_left_half_written_is_compiled_again(tmp_path, monkeypatch, folder, mended):
+    import torch._inductor
+    from torch._inductor.exc import InductorError
+
+    library, calls = tmp_path / folder / "ab" / "graph.main.so", []
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"")
+
+    def read(module, inputs, options):
+        calls.append(module)
+        if library.exists() and not library.read_bytes():
+            raise InductorError(ImportError(f"{library}: file too short", path=str(library)), None)
+        library.write_bytes(b"whole" if mended else b"")
+        return module if mended else read(module, inputs, options)
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor, "compile", read)
+    if folder == "cache" and mended:
+        assert backends._kernels("module", []) == "module"
+        assert library.read_bytes() == b"whole"
+    else:
+        with pytest.raises(InductorError, match="file too short"):
+            backends._kernels("module", [])
+        assert library.exists()
+    assert len(calls) == {("cache", True): 2, ("cache", False): 3, ("elsewhere", True): 1}[folder, mended]

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +29,24 @@ def inductor(graph: Graph) -> Callable[..., Sequence[Tensor]]:
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to torch's developers
-        call = _in_parts(graph) or torch._inductor.compile(graph.module, [*graph.inputs], options=_OPTIONS)
+        call = _in_parts(graph) or _kernels(graph.module, graph.inputs)
     return Replayed(call) if all(tensor.is_cuda for tensor in graph.inputs) else call
+
+
+def _kernels(module: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """A module compiled for such inputs; again, where another process was killed while it wrote what is read here."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    removed = set()
+    while True:
+        try:
+            return torch._inductor.compile(module, [*inputs], options=_OPTIONS)
+        except Exception as error:
+            library = Path(getattr(getattr(error, "inner_exception", error), "path", None) or "")
+            if library in removed or not library.is_relative_to(cache_dir()) or not library.is_file():
+                raise
+            library.unlink()
+            removed.add(library)
 
 
 def _in_parts(graph: Graph) -> Callable[..., Sequence[Tensor]] | None:
@@ -39,8 +56,8 @@ def _in_parts(graph: Graph) -> Callable[..., Sequence[Tensor]] | None:
         return None
     reads = parts.reads
     try:
-        first = torch._inductor.compile(parts.first, [graph.inputs[i] for i in reads], options=_OPTIONS)
-        rest = torch._inductor.compile(parts.rest, [*graph.inputs, *parts.examples], options=_OPTIONS)
+        first = _kernels(parts.first, [graph.inputs[i] for i in reads])
+        rest = _kernels(parts.rest, [*graph.inputs, *parts.examples])
     except Exception:  # it may still compile as a whole: inductor loses a buffer of one HMM in parts
         return None
     return lambda *inputs: rest(*inputs, *first(*[inputs[i] for i in reads]))
