@@ -32,6 +32,7 @@ from examples.reproduce.tables import table, write_readme
 
 NAMES = {
     "iwae": iwae.RESULT,
+    "iwae_digits": iwae.DIGITS,
     **{f"vade_{name}": result for name, result in vade.RESULTS.items()},
     "m1": semi_supervised.M1,
     "m2": semi_supervised.M2,
