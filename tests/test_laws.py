@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,8 @@ from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyrovae import conditionals, models, nets, priors
+from pyrovae import conditionals, models, nets, objectives, priors
+from pyrovae.flags import objective_names
 from pyrovae.models import CVAE, VAE, HierarchicalVAE, LadderVAE, conjugate, flow
 from pyrovae.models.base import Functions, Pair, Structure, as_pair, evaluation_mode, random_sites, structure
 from pyrovae.models.local import MeanField
@@ -805,6 +807,52 @@ def test_the_table_holds_every_part_of_the_library():
         bases = {conditionals.Conditional, conditionals.Flow, priors.Flow}
         missing = {cls for cls in classes if isinstance(cls, type)} - held - bases
         assert not missing, f"no row of PAIRS holds {missing}"
+
+
+def test_every_objective_is_spelled_alike_in_any_process():
+    """A run is resumed in another process, where a function lies elsewhere in memory."""
+    ours = {make: make() for make, _ in OBJECTIVES.values() if issubclass(getattr(make, "func", make), Objective)}
+    public = {getattr(objectives, name) for name in objective_names()}
+    assert public == {type(objective) for objective in ours.values()}
+    for make, objective in ours.items():
+        assert " at 0x" not in repr(objective)
+        assert repr(make()) == repr(objective)
+
+
+def a_kernel(a: Tensor, b: Tensor, width: float = 1.0) -> Tensor:
+    return (-torch.cdist(a, b) / width).exp()
+
+
+class AKernel:
+    def __init__(self, inner: Any = None):
+        self.inner = inner
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return a_kernel(a, b)
+
+    of = __call__
+
+
+@dataclass
+class Wrapped(AKernel):
+    inner: Any = a_kernel
+
+
+@pytest.mark.parametrize(
+    ("kernel", "spelled"),
+    [
+        (a_kernel, "a_kernel"),
+        (AKernel, "AKernel"),
+        (AKernel(), "AKernel"),
+        (AKernel().of, "AKernel.__call__"),
+        (Wrapped(), "Wrapped(inner=<function a_kernel>)"),
+        (partial(a_kernel, width=2.0), "a_kernel(width=2.0)"),
+        (partial(AKernel, partial(a_kernel, torch.ones(2))), "AKernel(a_kernel(tensor([1., 1.])))"),
+        (partial(AKernel, inner=[AKernel(), {"a": torch.cdist}]), "AKernel(inner=[AKernel, {'a': cdist}])"),
+    ],
+)
+def test_functions_of_an_objective_are_spelled_by_their_names(kernel, spelled):
+    assert repr(MMD(kernel=kernel)) == f"MMD(num_particles=1, scale=10.0, kernel={spelled}, plate=None)"
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from pyrovae.models.base import Functions, Structure, structure
 from pyrovae.objectives.weights import Ledger, Term, ledger
 
-__all__ = ["Objective", "number", "weight"]
+__all__ = ["Objective", "number", "spelled", "weight"]
 
 
 class Objective(pyro.infer.ELBO):
@@ -52,8 +53,7 @@ class Objective(pyro.infer.ELBO):
         self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Structure]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        values = ((name, repr(getattr(self, name))) for name in inspect.signature(type(self)).parameters)
-        words = [f"{name}={' '.join(value.split())}" for name, value in values]  # a module's are of several lines
+        words = [f"{name}={spelled(getattr(self, name))}" for name in inspect.signature(type(self)).parameters]
         return f"{type(self).__name__}({', '.join(words)})"
 
     def draw(self, pair: Any, *batch: Any, known: Structure) -> Ledger:
@@ -149,6 +149,27 @@ def weight(name: str, value: Any) -> Any:
         ValueError: for anything else.
     """
     return value if isinstance(value, Tensor) or hasattr(value, "value") else number(name, value)
+
+
+def spelled(value: Any) -> str:
+    """A value on one line, alike in any process: functions and classes by their names, nothing by its place in memory.
+
+    >>> spelled({"kernel": partial(torch.cdist, p=1.0)})
+    "{'kernel': cdist(p=1.0)}"
+    """
+    match value:
+        case partial():
+            options = [f"{name}={spelled(option)}" for name, option in value.keywords.items()]
+            return f"{spelled(value.func)}({', '.join([*map(spelled, value.args), *options])})"
+        case dict():
+            return f"{{{', '.join(f'{key!r}: {spelled(item)}' for key, item in value.items())}}}"
+        case list():
+            return f"[{', '.join(map(spelled, value))}]"
+    if name := getattr(value, "__qualname__", None):
+        return name
+    if type(value).__repr__ is object.__repr__:
+        return type(value).__qualname__
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))  # a module's has several lines
 
 
 def _at_end(value: Any) -> Any:
