@@ -194,7 +194,7 @@ def test_what_is_nested_as_deep_as_allowed_can_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("values", "error", "words"),
     [
-        ({"state": {"loss": {"best": np.float32(1)}}}, TypeError, "state.loss.best is a numpy.float32"),
+        ({"state": {"loss": {"best": np.ones(1)}}}, TypeError, "state.loss.best is a numpy.ndarray"),
         ({"state": {"loss": torch.ones(())}}, TypeError, r"state.loss is a torch.Tensor.*\.item\(\)"),
         ({"config": {"out": Path("a")}}, TypeError, r"config.out is a pathlib\S*Path.*str\(value\)"),
         ({"config": {(1, 2): 3}}, TypeError, r"config has a key \(1, 2\)"),

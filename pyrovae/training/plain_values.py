@@ -1,21 +1,29 @@
 """Plain values as strict JSON, which come back as they were.
 
-A plain value is None, a bool, int, float or str, or a list, tuple or dict of them. What JSON lacks is an object with
-one key: {"$float": "nan"}, {"$tuple": [...]}, {"$tensor": "name"}, and {"$dict": [[key, value], ...]} for keys that are
-not strings. Python writes and reads floats without loss.
+A plain value is None, a bool, int, float or str, one of NumPy's, or a list, tuple or dict of them. What JSON lacks is
+an object with one key: {"$float": "nan"}, {"$numpy": ["float32", 0.5]}, {"$tuple": [...]}, {"$tensor": "name"}, and
+{"$dict": [[key, value], ...]} for keys that are not strings. Python writes and reads floats without loss.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 __all__ = ["DEPTH_LIMIT", "decode", "dump", "encode", "load"]
 
 DEPTH_LIMIT = 100  # levels of nesting: far below Python's own limit, which differs between versions
+# Kept apart from Python's: a learning rate times a float32 is a float32. A np.float64 is a float already.
+_INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_NUMPY: dict[str, type[np.generic]] = {
+    np.dtype(kind).name: kind for kind in (np.bool_, *_INTEGERS, np.float16, np.float32)
+}
+_KEYS: tuple[type, ...] = (str, int, float, type(None), *_NUMPY.values())
 
 
 def encode(value: Any, where: str, tensors: dict[str, Tensor] | None, depth: int = 0) -> Any:
@@ -35,6 +43,8 @@ def encode(value: Any, where: str, tensors: dict[str, Tensor] | None, depth: int
             return value
         case float():
             return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+        case np.generic() if value.dtype.name in _NUMPY:
+            return {"$numpy": [value.dtype.name, encode(value.item(), where, None)]}
         case list():
             return [encode(item, f"{where}.{i}", tensors, depth + 1) for i, item in enumerate(value)]
         case tuple():
@@ -43,7 +53,7 @@ def encode(value: Any, where: str, tensors: dict[str, Tensor] | None, depth: int
             items = [(key, encode(item, f"{where}.{key}", tensors, depth + 1)) for key, item in value.items()]
             if all(isinstance(key, str) and not key.startswith("$") for key in value):
                 return dict(items)
-            if bad := [key for key in value if not isinstance(key, str | int | float | None)]:
+            if bad := [key for key in value if not isinstance(key, _KEYS)]:
                 raise TypeError(f"{where} has a key {bad[0]!r}, wanted str, int, float, bool or None; convert the key")
             return {"$dict": [[encode(key, where, None), item] for key, item in items]}
         case Tensor() if tensors is not None:
@@ -93,13 +103,18 @@ def decode(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
             return [decode(item, tensors, depth + 1) for item in value]
         case {"$float": "nan" | "inf" | "-inf" as number, **rest} if not rest:
             return float(number)
+        case {"$numpy": [str(name), number], **rest} if not rest and name in _NUMPY:
+            plain = decode(number, {})
+            if type(plain) is type(_NUMPY[name]().item()):
+                with contextlib.suppress(OverflowError):  # 1000 is no int8
+                    return _NUMPY[name](plain)
         case {"$tuple": list(items), **rest} if not rest:
             return tuple(decode(item, tensors, depth + 1) for item in items)
         case {"$tensor": str(name), **rest} if not rest and name in tensors:
             return tensors[name]
         case {"$dict": list(items), **rest} if not rest and all(isinstance(p, list) and len(p) == 2 for p in items):
             pairs = [(decode(key, {}), decode(item, tensors, depth + 1)) for key, item in items]
-            if all(isinstance(key, str | int | float | None) for key, _ in pairs):
+            if all(isinstance(key, _KEYS) for key, _ in pairs):
                 return dict(pairs)
         case dict() if not any(key.startswith("$") for key in value):
             return {key: decode(item, tensors, depth + 1) for key, item in value.items()}
