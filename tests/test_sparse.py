@@ -118,6 +118,122 @@ def test_a_million_documents_never_need_dense_memory():
     assert used < 700, f"{used} MiB"
 
 
+# damaged ones
+
+
+def raw(form="csr", *, indices=(0, 1, 2), starts=(0, 1, 2, 3), shape=(3, 3), values=None, kind=np.int32):
+    """What `scipy.sparse.save_npz` writes, of arrays that need be no matrix."""
+    values = np.ones(3) if values is None else values
+    found = {"format": np.array(form.encode()), "shape": np.array(shape), "data": values}
+    if form == "coo":
+        return {**found, "row": np.array(indices, kind), "col": np.array([0, 1, 2], np.int32)}
+    return {**found, "indices": np.array(indices, kind), "indptr": np.array(starts, kind)}
+
+
+BLOCKS = {"values": np.ones((3, 1, 1))}
+DAMAGED = {
+    "csc too large": raw("csc", indices=(0, 70000, 2)),
+    "csr too large": raw(indices=(0, 7, 2)),
+    "bsr too large": raw("bsr", indices=(0, 70000, 2), **BLOCKS),
+    "coo too large": raw("coo", indices=(0, 7, 2)),
+    "csr negative": raw(indices=(0, -1, 2)),
+    "csc negative": raw("csc", indices=(0, -70000, 2)),
+    "bsr negative": raw("bsr", indices=(0, -1, 2), **BLOCKS),
+    "coo negative": raw("coo", indices=(0, -1, 2)),
+    "decreasing": raw(starts=(0, 3, 1, 3)),
+    "decreasing to nothing": raw(starts=(0, 3, 3, 0)),
+    "decreasing below nothing": raw(starts=(0, 1, 2, -1)),
+    "starting late": raw(starts=(1, 2, 3, 3)),
+    "ending late": raw(starts=(0, 1, 2, 9)),
+    "too few starts": raw(starts=(0, 1, 3)),
+    "too many starts": raw(starts=(0, 1, 2, 3, 3)),
+    "fewer values": raw(values=np.ones(2)),
+    "fractions": raw(indices=(0, 1.5, 2), kind=np.float64),
+    "fractions in coo": raw("coo", indices=(0, 1.5, 2), kind=np.float64),
+    "values of another rank": raw(values=np.ones((3, 1))),
+    "blocks of nothing": raw("bsr", values=np.ones((3, 0, 0))),
+    "blocks that do not fit": raw("bsr", values=np.ones((3, 2, 2))),
+    "shape of one": raw(shape=(3,)),
+    "negative shape": raw(shape=(3, -3)),
+    "no such format": raw("exe"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_matrix_in_a_file_is_refused_before_it_is_used(kind, tmp_path):
+    """scipy's routines would read and write beyond the arrays: the process would end, or count in another column."""
+    np.savez(tmp_path / "train.npz", **DAMAGED[kind])
+    (tmp_path / "vocab.txt").write_text("a\nb\nc\n")
+    for read in (lambda: load(tmp_path / "train.npz", validation=0, test=0), lambda: load_corpus(tmp_path)):
+        with pytest.raises(ValueError, match=r"train\.npz is truncated or damaged \("):
+            read()
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "bsr", "coo"])
+def test_every_format_of_a_matrix_is_read(form, tmp_path):
+    matrix = random_counts()
+    scipy.sparse.save_npz(tmp_path / "a.npz", matrix.asformat(form))
+    read = load(tmp_path / "a.npz", validation=0, test=0).train["x"]
+    assert sorted(read.to_dense().tolist()) == sorted(matrix.toarray().tolist())
+
+
+def test_diagonals_in_a_file_are_refused(tmp_path):
+    scipy.sparse.save_npz(tmp_path / "a.npz", scipy.sparse.eye_array(3, format="dia"))
+    with pytest.raises(ValueError, match=r"a\.npz .*format dia, wanted csr, csc, bsr or coo; save matrix\.tocsr\(\)"):
+        load(tmp_path / "a.npz")
+
+
+def test_files_of_a_corpus_are_named_where_they_are_no_matrix(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a\nb\nc\n")
+    scipy.sparse.save_npz(tmp_path / "train.npz", scipy.sparse.eye_array(3, format="csr"))
+    whole = (tmp_path / "train.npz").read_bytes()
+    for size in (0, 1, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "train.npz").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"train\.npz is truncated or damaged"):
+            load_corpus(tmp_path)
+    np.savez(tmp_path / "train.npz", counts=np.eye(3))
+    with pytest.raises(ValueError, match=r"train\.npz has counts, a sparse matrix is wanted; .*save_npz"):
+        load_corpus(tmp_path)
+
+
+def spoiled(matrix, **arrays):
+    for name, array in arrays.items():
+        setattr(matrix, name, array)
+    return matrix
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: spoiled(scipy.sparse.eye_array(3, format="csr"), indices=np.array([0, 3, 1])),
+            "index 3, 0 to 2 are wanted",
+        ),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csc"), indices=np.array([0, -1, 1])), "index -1"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csr"), indptr=np.array([0, 1, 2, -1])), "index -1, 0 to 3"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csc"), indptr=np.array([0, 2, 1, 3])), "never decrease"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csr"), indptr=np.array([0, 1, 2, 9])), "index 9, 0 to 3"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csr"), data=np.ones(2)), "2 values for 3 indices"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="csr"), indices=np.array([0, 1.5, 2])), "index of float64"),
+        (lambda: spoiled(scipy.sparse.eye_array(3, format="coo"), coords=(np.arange(3), np.arange(1, 4))), "index 3"),
+        (lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 7, 1], torch.ones(3), (3, 3)), "index 7"),
+        (lambda: torch.sparse_csr_tensor([0, 1, 2, 9], [0, 1, 2], torch.ones(3), (3, 3)), "index 9, 0 to 3"),
+        (lambda: torch.sparse_coo_tensor([[0, 1], [2, -1]], torch.ones(2), (3, 3)), "index -1"),
+    ],
+)
+def test_a_matrix_in_memory_with_indices_outside_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        Split({"x": make()})
+
+
+def test_values_that_a_matrix_has_to_spare_are_left_out():
+    spare = spoiled(scipy.sparse.eye_array(3, format="csr"), data=np.arange(1.0, 6), indices=np.arange(5) % 3)
+    rows = SparseRows.of(spare)
+    assert torch.equal(rows.sum(1), torch.tensor([1.0, 2.0, 3.0]))
+    assert len(spare.data) == 5, "the matrix that was passed has changed"
+
+
 # training and evaluation
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyrovae.data.readers import Parts
+from pyrovae.data.readers import Parts, contents
 from pyrovae.data.rows import Data
 from pyrovae.data.sparse import SparseRows, is_sparse
 from pyrovae.data.splits import hold_out
@@ -156,19 +156,25 @@ def _named(source: str | os.PathLike[str], vocabulary: Sequence[str] | None) -> 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; pass one with train.npz and vocab.txt, or of .txt files")
     if (folder / "train.npz").exists():
-        import scipy.sparse
-
         if vocabulary is None:
             if not (folder / "vocab.txt").exists():
                 raise FileNotFoundError(f"{folder} has no vocab.txt; pass vocabulary=, a list of words")
             vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
             vocabulary = vocabulary[:-1] if vocabulary[-1] == "" else vocabulary
         files = {part: folder / f"{part}.npz" for part in PARTS}
-        return {part: scipy.sparse.load_npz(file) for part, file in files.items() if file.exists()}, vocabulary
+        return {part: _matrix(file) for part, file in files.items() if file.exists()}, vocabulary
     texts = sorted(file for file in folder.rglob("*.txt") if file.is_file())
     if not texts:
         raise FileNotFoundError(f"{folder} has neither train.npz nor .txt files; pass a folder that has")
     return {"train": [file.read_text(encoding="utf-8", errors="replace") for file in texts]}, vocabulary
+
+
+def _matrix(file: Path) -> Any:
+    content = contents(file)
+    if not is_sparse(content.get("x")):
+        have = ", ".join(content) or "nothing"
+        raise ValueError(f"{file} has {have}, a sparse matrix is wanted; save it with scipy.sparse.save_npz")
+    return content["x"]
 
 
 def _counted(

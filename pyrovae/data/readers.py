@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.data.sparse import check_indices
 from pyrovae.data.sprites import Sprites
 
-__all__ = ["IDX", "NAMES", "Parts", "arrays", "cifar10", "digits", "idx", "images", "omniglot", "sprites"]
+__all__ = ["IDX", "NAMES", "Parts", "arrays", "cifar10", "contents", "digits", "idx", "images", "omniglot", "sprites"]
 
 Parts = dict[str, dict[str, Any]]  # "train", "validation", "test" -> named arrays
 
@@ -118,24 +119,7 @@ def arrays(name: str) -> Parts:
         near = difflib.get_close_matches(name.lower(), NAMES, n=2, cutoff=0.4)
         guess = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"there are no data called {name!r}; {guess}pass one of {', '.join(NAMES)}, or a path")
-    with open(path, "rb") as file:
-        pickled = file.read(1) == b"\x80"
-        file.seek(0)
-        try:
-            content: Any = np.load(file, allow_pickle=False)
-            content = {"x": content} if isinstance(content, np.ndarray) else {key: content[key] for key in content}
-            if {"data", "indptr", "indices", "shape", "format"} <= set(content):
-                import scipy.sparse
-
-                file.seek(0)
-                return {"train": {"x": scipy.sparse.load_npz(file)}}
-        except Exception as error:  # a dozen types from numpy, zipfile and zlib
-            if pickled or "Object arrays" in str(error):
-                what = "has pickled Python objects, which are never loaded (allow_pickle=False); save arrays of numbers"
-            else:
-                what = f"is truncated or damaged ({error}); copy or save it again"
-            raise ValueError(f"{path} {what}") from error
-
+    content = contents(path)
     parts: Parts = {"train": {}}
     known = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
     for key, array in content.items():
@@ -147,6 +131,44 @@ def arrays(name: str) -> Parts:
         have = ", ".join(content) or "no arrays"
         raise ValueError(f"{path} has {have}, and no x for {lacking[0]}; call the array of the data x")
     return parts
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """The arrays of a .npz file by name; x of a .npy file, or of a matrix that scipy.sparse.save_npz wrote."""
+    with open(path, "rb") as file:
+        pickled = file.read(1) == b"\x80"
+        file.seek(0)
+        try:
+            content: Any = np.load(file, allow_pickle=False)
+            content = {"x": content} if isinstance(content, np.ndarray) else {key: content[key] for key in content}
+        except Exception as error:  # a dozen types from numpy, zipfile and zlib
+            if pickled or "Object arrays" in str(error):
+                what = "has pickled Python objects, which are never loaded (allow_pickle=False); save arrays of numbers"
+                raise ValueError(f"{path} {what}") from error
+            raise _damaged(path, error) from error
+    is_matrix = {"data", "shape", "format"} <= set(content) and content["format"].dtype.kind in "SU"
+    return {"x": _matrix(path, content)} if is_matrix else content
+
+
+def _matrix(path: Path, content: dict[str, Any]) -> Any:
+    """scipy's matrix, of which nothing is computed before its indices are known to lie inside it."""
+    import scipy.sparse
+
+    if content["format"].tolist() in ("dia", b"dia"):
+        raise ValueError(f"{path} has a matrix of format dia, wanted csr, csc, bsr or coo; save matrix.tocsr()")
+    try:
+        for name in ("indices", "indptr", "row", "col", "coords"):
+            if name in content and content[name].dtype.kind not in "iu":  # load_npz would round them
+                raise ValueError(f"{name} is of {content[name].dtype}, integers are wanted")
+        matrix = scipy.sparse.load_npz(path)
+        check_indices(matrix)
+    except Exception as error:  # AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError, by what is wrong
+        raise _damaged(path, error) from error
+    return matrix
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is truncated or damaged ({error}); copy or save it again")
 
 
 def _torchvision(name: str, kind: str, root: Path, download: bool, **options: bool) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SparseRows", "is_sparse"]
+__all__ = ["SparseRows", "check_indices", "is_sparse"]
 
 
 def is_sparse(value: Any) -> bool:
@@ -16,6 +16,48 @@ def is_sparse(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.layout in (torch.sparse_csr, torch.sparse_coo)
     return isinstance(value, SparseRows) or hasattr(value, "tocsr")
+
+
+def check_indices(matrix: Any) -> None:
+    """Refuse a matrix, scipy's or torch's, with indices outside it: their routines read and write memory there.
+
+    scipy's own `check_format` cuts the caller's arrays, and lets an indptr pass that falls back to zero at its end.
+    """
+    rows, columns = matrix.shape
+    form = getattr(matrix, "format", None)
+    if form == "coo":
+        _check_range(matrix.row, rows)
+        _check_range(matrix.col, columns)
+    elif form in ("csr", "csc", "bsr"):
+        high, wide = matrix.blocksize if form == "bsr" else (1, 1)
+        lines, width = (columns, rows) if form == "csc" else (rows // high, columns // wide)
+        _check_lines(matrix.indptr, matrix.indices, matrix.data, lines, width)
+    elif isinstance(matrix, Tensor) and matrix.layout == torch.sparse_csr:
+        _check_lines(matrix.crow_indices(), matrix.col_indices(), matrix.values(), rows, columns)
+    elif isinstance(matrix, Tensor):
+        for index, size in zip(matrix._indices(), (rows, columns), strict=True):
+            _check_range(index, size)
+
+
+def _check_lines(starts: Any, indices: Any, values: Any, lines: int, width: int) -> None:
+    """Rows, of CSC columns, begin and end within the values, and the indices lie within them."""
+    if len(values) != len(indices):
+        raise ValueError(f"a sparse matrix has {len(values)} values for {len(indices)} indices; build it again")
+    _check_range(starts, len(indices) + 1)
+    if len(starts) != lines + 1 or starts[0] != 0 or (starts[1:] < starts[:-1]).any():
+        raise ValueError(
+            f"a sparse matrix has {len(starts)} pointers to its {lines} lines, {lines + 1} are wanted that start at 0 "
+            "and never decrease; build it again"
+        )
+    _check_range(indices, width)
+
+
+def _check_range(index: Any, size: int) -> None:
+    if not isinstance(index, Tensor) and index.dtype.kind not in "iu":
+        raise ValueError(f"a sparse matrix has an index of {index.dtype}, integers are wanted; build it again")
+    if len(index) and (index.min() < 0 or index.max() >= size):
+        wrong = int(index.min() if index.min() < 0 else index.max())
+        raise ValueError(f"a sparse matrix has index {wrong}, 0 to {size - 1} are wanted; build it again")
 
 
 class SparseRows:
@@ -45,24 +87,34 @@ class SparseRows:
 
     @classmethod
     def of(cls, matrix: Any) -> SparseRows:
-        """The rows of a scipy or torch sparse matrix, copied; whole numbers become floats of the default dtype."""
+        """The rows of a scipy or torch sparse matrix, copied; whole numbers become floats of the default dtype.
+
+        Raises:
+            TypeError: for values that are no real numbers.
+            ValueError: for another shape than (N, V), or indices outside it.
+        """
         if isinstance(matrix, SparseRows):
             return matrix
         if matrix.ndim != 2:
             shape = tuple(matrix.shape)
             raise ValueError(f"a sparse array has shape {shape}, (N, V) is wanted; pass one row per datum")
+        check_indices(matrix)
         if isinstance(matrix, Tensor):
             return cls._of_tensor(matrix.detach())
         if matrix.dtype.kind not in "biuf":
             raise TypeError(f"a sparse matrix is of {matrix.dtype}, real numbers are wanted; convert it")
         csr = matrix.tocsr()
+        if csr is not matrix:  # of formats that could not be checked
+            check_indices(csr)
         if not csr.has_canonical_format:  # two values for one place would be one of them, not their sum
             csr = csr.copy()
             csr.sum_duplicates()
-        values = torch.from_numpy(np.array(csr.data, dtype=np.float64 if csr.data.itemsize > 4 else np.float32))
+        used = int(csr.indptr[-1])  # there may be room for more
+        double = csr.data.itemsize > 4
+        values = torch.from_numpy(np.array(csr.data[:used], dtype=np.float64 if double else np.float32))
         return cls(
             torch.from_numpy(np.array(csr.indptr, dtype=np.int64)),
-            torch.from_numpy(np.array(csr.indices, dtype=np.int32)),
+            torch.from_numpy(np.array(csr.indices[:used], dtype=np.int32)),
             values.to(torch.get_default_dtype()),
             csr.shape[1],
         )
