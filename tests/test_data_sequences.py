@@ -52,6 +52,44 @@ def test_files_hold_parts_and_their_lengths(tmp_path):
         load_sequences(tmp_path / "none.npz")
 
 
+def test_damaged_files_are_named(tmp_path):
+    file = tmp_path / "s.npz"
+    np.savez(file, train=np.ones((5, 2)), train_lengths=[3, 2])
+    whole = file.read_bytes()
+    for size in (0, 1, 40, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"s\.npz is truncated or damaged"):
+            load_sequences(file)
+    np.save(tmp_path / "s.npy", np.ones((5, 2)))
+    with pytest.raises(ValueError, match=r"s\.npy has x, and no train and train_lengths"):
+        load_sequences(tmp_path / "s.npy")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"train_lengths": [3.0, 2.0]}, r"train_lengths of float64 and shape \(2,\), whole numbers \(N,\) are wanted"),
+        ({"train_lengths": [[3, 2]]}, r"train_lengths of int64 and shape \(1, 2\), whole"),
+        ({"train_lengths": 5}, r"train_lengths of int64 and shape \(\), whole"),
+        ({"train_lengths": ["3", "2"]}, r"train_lengths of <U1 and shape"),
+        ({"train_lengths": [7, -2]}, r"a length of -2 in row 1 of train_lengths, at least 1 is wanted"),
+        ({"train_lengths": [5, 0]}, r"a length of 0 in row 1 of train_lengths"),
+        (
+            {"train_lengths": np.array([], int), "train": np.ones((0, 2))},
+            r"train_lengths of int64 and shape \(0,\), whole",
+        ),
+        ({"test": np.ones((4, 2))}, r"test and no test_lengths; save"),
+        ({"train": np.array(["a"] * 5)}, r"train of <U1 and shape \(5,\), numbers \(steps, ...\) are wanted; convert"),
+        ({"train": 5.0}, r"train of float64 and shape \(\), numbers"),
+        ({"train": np.ones(5) + 1j}, r"train of complex128 and shape"),
+    ],
+)
+def test_lengths_and_steps_of_another_kind_are_refused_by_file(arrays, message, tmp_path):
+    np.savez(tmp_path / "s.npz", **{"train": np.ones((5, 2)), "train_lengths": [3, 2], **arrays})
+    with pytest.raises(ValueError, match=r"s\.npz has " + message):
+        load_sequences(tmp_path / "s.npz")
+
+
 @pytest.mark.data
 @pytest.mark.skipif("PYROVAE_DATA" not in os.environ, reason="PYROVAE_DATA is not set")
 def test_chorales():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae.data.readers import contents
 from pyrovae.data.rows import Data, Split
 
 __all__ = ["load_sequences", "padded"]
@@ -61,27 +62,44 @@ def load_sequences(path: str | os.PathLike[str]) -> Data:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: for a file without the arrays, or lengths that do not add up to the steps.
+        ValueError: for a damaged file or one without the arrays, or lengths that do not add up to the steps.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path.absolute()}; pass the path of an .npz file of sequences")
-    with np.load(path, allow_pickle=False) as file:
-        content = {key: file[key] for key in file.files}
+    content = contents(path)
     if not {"train", "train_lengths"} <= set(content):
         raise ValueError(f"{path} has {', '.join(content)}, and no train and train_lengths; save sequences under these")
-    parts: dict[str, list[np.ndarray]] = {}
-    for part, key in PARTS.items():
-        if key in content:
-            lengths = content.get(f"{key}_lengths", np.zeros(0, int))
-            if lengths.sum() != len(content[key]):
-                raise ValueError(
-                    f"{path} has {len(content[key])} steps in {key} and {int(lengths.sum())} in {key}_lengths; save "
-                    "the length of each sequence"
-                )
-            parts[part] = np.split(content[key].astype(np.float32), lengths.cumsum()[:-1])
+    parts = {part: _sequences(path, content, key) for part, key in PARTS.items() if key in content}
     longest = max(len(sequence) for sequences in parts.values() for sequence in sequences)
     splits = {part: Split(padded(sequences, longest)) for part, sequences in parts.items()}
     x = splits["train"]["x"]
     levels = 2 if ((x == 0) | (x == 1)).all() else None
     return Data(splits["train"], splits.get("validation"), splits.get("test"), name=path.stem, levels=levels)
+
+
+def _sequences(path: Path, content: dict[str, Any], key: str) -> list[np.ndarray]:
+    """The sequences of one part."""
+    if f"{key}_lengths" not in content:
+        raise ValueError(f"{path} has {key} and no {key}_lengths; save the length of each sequence")
+    steps, lengths = content[key], content[f"{key}_lengths"]
+    if steps.dtype.kind not in "biuf" or steps.ndim == 0:
+        raise ValueError(
+            f"{path} has {key} of {steps.dtype} and shape {steps.shape}, numbers (steps, ...) are wanted; convert them"
+        )
+    if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or len(lengths) == 0:
+        raise ValueError(
+            f"{path} has {key}_lengths of {lengths.dtype} and shape {lengths.shape}, whole numbers (N,) are wanted; "
+            "save the length of each sequence"
+        )
+    if (lengths < 1).any():
+        row = int((lengths < 1).argmax())
+        raise ValueError(
+            f"{path} has a length of {lengths[row]} in row {row} of {key}_lengths, at least 1 is wanted; leave it out"
+        )
+    if lengths.sum() != len(steps):
+        raise ValueError(
+            f"{path} has {len(steps)} steps in {key} and {int(lengths.sum())} in {key}_lengths; save the length of "
+            "each sequence"
+        )
+    return np.split(steps.astype(np.float32), lengths.cumsum()[:-1])
