@@ -117,6 +117,47 @@ def test_as_weight_and_own_schedules():
     assert not ELBO(beta=Linear(0.0, 1.0, 4)).is_bound
 
 
+@pytest.mark.parametrize(("name", "end"), [("linear", 1.0), ("down", 5.0), ("cyclical", 1.0), ("sigmoid", 3.0)])
+def test_the_librarys_schedules_know_their_end(name, end):
+    assert VALUES[name][0].at_end() == end
+    assert Linear(0.0, end, epochs=1e9).at_end() == end
+    assert Sigmoid(0.0, end, midpoint=1e9, width=1.0).at_end() == end
+    assert Constant(end).at_end() == end
+
+
+class Own(Schedule):
+    """Somebody's, whose formula is that of finite epochs."""
+
+    def __init__(self, formula):
+        super().__init__()
+        self.formula = formula
+        self.update(0.0)
+
+    def at(self, epoch: float) -> float:
+        return self.formula(epoch)
+
+
+class UntilTen(Own):
+    def at_end(self) -> float:
+        return self.at(10.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "end"),
+    [
+        (Own(lambda epoch: min(1.0, 0.1 * int(epoch))), 1.0),
+        (Own(lambda epoch: 0.5 - 0.5 * math.cos(epoch)), 0.5 - 0.5 * math.cos(1e6)),
+        (Own(lambda epoch: 1.0 + 0.01 * epoch), 10_001.0),
+        (UntilTen(lambda epoch: 0.5 - 0.5 * math.cos(math.pi * epoch / 10)), 1.0),
+    ],
+)
+def test_validation_asks_no_schedule_for_an_infinite_epoch(schedule, end):
+    for objective in (ELBO(beta=schedule), ELBO(beta={"z": schedule, "w": 2.0})):
+        ended = objective.for_validation().beta
+        assert (ended["z"] if isinstance(ended, dict) else ended) == end
+        assert (objective.beta["z"] if isinstance(objective.beta, dict) else objective.beta) is schedule
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

@@ -173,7 +173,7 @@ def spelled(value: Any) -> str:
 
 
 def _at_end(value: Any) -> Any:
-    return value.at(math.inf) if hasattr(value, "value") and hasattr(value, "at") else value
+    return value.at_end() if hasattr(value, "value") and hasattr(value, "at_end") else value
 
 
 def _check_reparametrised(drawn: Ledger) -> None:

@@ -23,7 +23,8 @@ __all__ = ["Constant", "Cyclical", "Linear", "Schedule", "Sigmoid", "as_weight"]
 class Schedule(nn.Module):
     """A weight as a function of the epoch.
 
-    A subclass sets its numbers, defines `at`, and ends its constructor with `self.update(0.0)`.
+    A subclass sets its numbers, defines `at`, and ends its constructor with `self.update(0.0)`. Validation is with the
+    weight `at_end`, so that epochs compare: define it too where the weight still changes after a million epochs.
 
     Shapes: `value` (), in units of what it weighs.
     """
@@ -37,6 +38,10 @@ class Schedule(nn.Module):
     def at(self, epoch: float) -> float:
         """The weight after `epoch` epochs; 2.5 is the middle of the third."""
         raise NotImplementedError(f"{type(self).__name__} has no formula; define at(self, epoch) -> float")
+
+    def at_end(self) -> float:
+        """The weight when all change is over."""
+        return self.at(1e6)  # a plan's last epoch would compare otherwise where a run is resumed with more
 
     def update(self, epoch: float) -> None:
         """Set `value` to the weight after `epoch` epochs, in place.
@@ -70,6 +75,10 @@ class Constant(Schedule):
 
     def at(self, epoch: float) -> float:
         """The weight, whatever the epoch."""
+        return self.weight
+
+    def at_end(self) -> float:
+        """The weight."""
         return self.weight
 
     def extra_repr(self) -> str:
@@ -108,6 +117,10 @@ class Linear(Schedule):
     def at(self, epoch: float) -> float:
         """The weight after `epoch` epochs."""
         return _between(self.start, self.end, min(1.0, max(0.0, epoch - self.delay) / self.epochs))
+
+    def at_end(self) -> float:
+        """The weight in the limit, `end`."""
+        return self.at(math.inf)
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -152,6 +165,10 @@ class Cyclical(Schedule):
             return self.end
         return _between(self.start, self.end, min(1.0, epoch * self.num_cycles / self.epochs % 1.0 / self.ratio))
 
+    def at_end(self) -> float:
+        """The weight in the limit, `end`."""
+        return self.at(math.inf)
+
     def extra_repr(self) -> str:
         """The arguments."""
         return f"{self.start}, {self.end}, epochs={self.epochs}, num_cycles={self.num_cycles}, ratio={self.ratio}"
@@ -184,6 +201,10 @@ class Sigmoid(Schedule):
         """The weight after `epoch` epochs."""
         # The logistic function as a tanh, which does not overflow.
         return _between(self.start, self.end, 0.5 + 0.5 * math.tanh((epoch - self.midpoint) / self.width / 2))
+
+    def at_end(self) -> float:
+        """The weight in the limit, `end`."""
+        return self.at(math.inf)
 
     def extra_repr(self) -> str:
         """The arguments."""
