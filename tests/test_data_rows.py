@@ -6,6 +6,7 @@ import torch
 from numbered import Endless, Items, numbers, rows
 from PIL import Image
 
+import pyrovae as pv
 from pyrovae.data import Data, Split, Stream, bernoulli, load
 
 # Split ----------------------------------------------------------------------------------------------------------------
@@ -51,6 +52,21 @@ def test_read_only_and_reversed_arrays():
     array = np.arange(3.0)[::-1]
     array.flags.writeable = False
     assert Split({"x": array})["x"].tolist() == [2, 1, 0]
+
+
+def test_data_are_no_part_of_the_graph_that_made_them():
+    """Else the second step goes through it again, and a leaf has its gradient filled by the fit."""
+    leaf = torch.rand(12, 3, requires_grad=True)
+    made = torch.nn.Linear(3, 3)(leaf)
+    for x in (leaf, made, made.to_sparse()):
+        assert not Split({"x": x})["x"].to(dtype=torch.float64).to_dense().requires_grad
+    (batch,) = next(Stream(Items(make=lambda x, y: leaf[y]), ["x"]).sequential(3))
+    assert not batch.requires_grad
+    for x in (leaf, made):
+        pair = pv.VAE(3, 2, hidden=(4,), likelihood=pv.conditionals.LearnedNormal)
+        pv.fit(pair, x, max_epochs=2, batch_size=4, compile=False, progress=False)
+    assert leaf.grad is None
+    assert made.requires_grad, "the tensor that was passed has changed"
 
 
 def test_split_shows_its_rows():

@@ -387,6 +387,7 @@ def _tensor(name: str, value: Any, main: bool) -> Any:
     if not isinstance(value, Tensor) or value.is_complex():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} is a {kind}, real numbers are wanted; convert it, images with torchvision's ToTensor")
+    value = value.detach()  # of a network's output the second step would go through its graph again
     if main and value.dtype in (torch.bool, torch.uint8):
         return value.to(torch.get_default_dtype())
     return value if value.is_floating_point() or value.dtype == torch.bool else value.long()
