@@ -149,6 +149,9 @@ def test_files_without_data(tmp_path):
     np.save(tmp_path / "e.npy", np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="x has 1 NaN or infinite values, the first in row 1"):
         load(tmp_path / "e.npy")
+    np.save(tmp_path / "g.npy", np.zeros((50, 0)))
+    with pytest.raises(ValueError, match=r"x of .*g\.npy has shape \(50, 0\), rows without a value; save"):
+        load(tmp_path / "g.npy")
     np.savez(tmp_path / "f.npz", x=np.eye(3), y=np.arange(4))
     with pytest.raises(ValueError, match="y has 4 rows, x has 3"):
         load(tmp_path / "f.npz")

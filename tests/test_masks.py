@@ -169,6 +169,11 @@ BAD = {
     ),
     "a tensor for a function": (lambda: masked(Split({"x": NAN[:1]}), NAN), TypeError, r"mask is a Tensor, a function"),
     "no x": (lambda: masked(Split({"y": NAN[:1]}), half()), TypeError, r"data is a Split of y, a Data or Split with x"),
+    "sparse rows": (
+        lambda: masked(Data(Split({"x": torch.ones(4, 3).to_sparse()})), pixels()),
+        TypeError,
+        r"x is sparse, masks are for dense rows; pass Split\(\{'x': split\['x'\]\.to_dense\(\)\}\)",
+    ),
     "everything": (lambda: pixels(1.0), ValueError, r"missing is 1.0, a probability of at least 0 and below 1"),
     "fractions": (lambda: rectangle(0.5, 0.2), ValueError, r"smallest is 0.5, largest 0.2"),
     "no image": (lambda: half()(torch.ones(3, 4)), ValueError, r"x has event shape \(4,\), this mask is for images"),

@@ -177,7 +177,10 @@ def test_every_format_of_a_matrix_is_read(form, tmp_path):
     assert sorted(read.to_dense().tolist()) == sorted(matrix.toarray().tolist())
 
 
-def test_diagonals_in_a_file_are_refused(tmp_path):
+def test_diagonals_and_no_columns_in_a_file_are_refused(tmp_path):
+    scipy.sparse.save_npz(tmp_path / "none.npz", scipy.sparse.csr_array((50, 0)))
+    with pytest.raises(ValueError, match=r"none\.npz has shape \(50, 0\)"):
+        load(tmp_path / "none.npz")
     scipy.sparse.save_npz(tmp_path / "a.npz", scipy.sparse.eye_array(3, format="dia"))
     with pytest.raises(ValueError, match=r"a\.npz .*format dia, wanted csr, csc, bsr or coo; save matrix\.tocsr\(\)"):
         load(tmp_path / "a.npz")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyrovae.data.rows import Data, Split
 from pyrovae.data.seeds import BITS, derived_seed
+from pyrovae.data.sparse import SparseRows
 
 __all__ = ["Mask", "check_mask", "half", "incomplete", "masked", "one_of", "pixels", "rectangle"]
 
@@ -46,7 +47,7 @@ def masked(data: Data | Split, mask: Mask, *, seed: int = 0) -> Data | Split:
         the same rows with `mask` among their names.
 
     Raises:
-        TypeError: for other data, or a mask that is no function.
+        TypeError: for other data or sparse x, or a mask that is no function.
         ValueError: where the mask is drawn, if it has another shape or dtype.
 
     >>> data = masked(Data(Split({"x": torch.ones(4, 1, 8, 8)})), half())
@@ -263,6 +264,8 @@ def _in_memory(split: Any) -> Split:
     if not isinstance(split, Split) or "x" not in split.fields:
         kind = f"a Split of {', '.join(split.fields)}" if isinstance(split, Split) else f"a {type(split).__name__}"
         raise TypeError(f"data is {kind}, a Data or Split with x is wanted; pass Split({{'x': ...}})")
+    if isinstance(split["x"], SparseRows):
+        raise TypeError("x is sparse, masks are for dense rows; pass Split({'x': split['x'].to_dense()})")
     return split
 
 
