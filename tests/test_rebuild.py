@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 from exact import LinearGaussian
 from torch import nn
@@ -60,6 +61,20 @@ def test_a_description_is_this():
     likelihood = {"name": "FixedNormal", "scale": 0.1}
     arguments = {"event_shape": [1, 6, 5], "latent_dim": 2, "likelihood": likelihood}
     assert describe(pair) == {"name": "VAE", "arguments": arguments}
+
+
+def test_numpys_numbers_are_plain_ones():
+    """A setting out of an array, of a search for example, is no reason for a pair to be nobody's."""
+    scale = partial(conditionals.FixedNormal, scale=np.float32(0.25))
+    pair = models.CVAE((np.int64(4),), np.int32(2), hidden=(np.int64(5), 3), num_classes=np.uint8(3), likelihood=scale)
+    description = json.loads(json.dumps(describe(pair)))
+    plain = partial(conditionals.FixedNormal, scale=0.25)
+    assert description == describe(models.CVAE((4,), 2, hidden=(5, 3), num_classes=3, likelihood=plain))
+    assert str(build(description)) == str(pair)
+    layers = models.LadderVAE(4, (3, 2), batch_norm=np.bool_(True))
+    assert describe(layers)["arguments"]["batch_norm"] is True
+    bounds = partial(priors.VampPrior, num_components=2, bounds=(np.float64(0.0), np.float16(1.0)))
+    assert describe(VAE(4, 2, prior=bounds))["arguments"]["prior"]["bounds"] == [0.0, 1.0]
 
 
 class Mine(conditionals.Bernoulli):

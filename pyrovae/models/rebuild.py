@@ -9,6 +9,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from pyrovae import conditionals, models, nets, priors
 from pyrovae.models import conjugate, flow
 from pyrovae.models.base import Pair
@@ -140,6 +142,12 @@ def _plain(slot: str, value: Any) -> Any:
             return {"name": names[maker], **options} if options else names[maker]
     if isinstance(value, (tuple, list)):
         return [_plain("", item) for item in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{value!r} is not what JSON can hold")
