@@ -7,7 +7,7 @@ from numbered import Endless, Items, numbers, rows
 from PIL import Image
 
 import pyrovae as pv
-from pyrovae.data import Data, Split, Stream, bernoulli, load
+from pyrovae.data import Data, Split, Stream, bernoulli, load, masked, pixels
 
 # Split ----------------------------------------------------------------------------------------------------------------
 
@@ -119,6 +119,29 @@ def test_subset_takes_masks_and_slices_and_keeps_the_rest():
     assert split.subset(slice(2, 4)).names == ("y",)
     with pytest.raises(ValueError, match="no rows"):
         split.subset([])
+
+
+class Tagged(Split):
+    """A user's own kind, which takes something else."""
+
+    def __init__(self, tensors, tag):
+        super().__init__(tensors, transform=bernoulli)
+        self.tag = tag
+
+
+def test_a_split_of_ones_own_stays_one():
+    split = Tagged({"x": torch.rand(10, 2), "y": torch.arange(10)}, "mine").select("x")
+    for made in (split.subset([1, 2]), split.to("cpu"), split.fixed(0), masked(split, pixels()), split.divided(0.3)[1]):
+        assert (type(made), made.tag, made.names[0]) == (Tagged, "mine", "x")
+    assert split.fixed(0).transform is None
+    assert split.subset([1, 2]).transform is bernoulli
+    assert set(split.tensors) == {"x", "y"}, "the split that was there has changed"
+
+
+def test_a_fraction_is_held_out():
+    left, held = rows(10).divided(0.3)
+    assert sorted([*left["y"].tolist(), *held["y"].tolist()]) == list(range(10))
+    assert (len(left), len(held), len(rows(10).divided(0.01)[1])) == (7, 3, 1)
 
 
 def test_select_orders_and_drops_after_the_transform():

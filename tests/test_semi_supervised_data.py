@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae.data import Data, PartlyLabelled, Split, hide_labels
+from pyrovae.data import Data, PartlyLabelled, Split, hide_labels, masked, pixels
+from pyrovae.training.preparation import splits
 
 
 def data(rows=120, classes=4):
@@ -72,6 +73,65 @@ def test_rows_keep_their_kind_when_they_move_or_are_selected():
     (x,) = next(few.batches(20, seed=0, epoch=0))
     known = few["y"][x[:, 0].long()] >= 0
     assert int(known.sum()) == 2
+
+
+@pytest.mark.parametrize("index", [slice(0, 60), range(60), torch.arange(120) < 60, list(range(60))])
+def test_some_of_the_rows_have_their_share_of_labels_too(index):
+    few = hide_labels(data(), 12, times=2).train
+    part = few.subset(index).select("y", "x")
+    known = int((part["y"] >= 0).sum())
+    counts = [int((y >= 0).sum()) for y, _ in part.batches(10, seed=0, epoch=0)]
+    assert max(abs(count - known / 6) for count in counts) < 1
+    assert (part.names, part.label) == (("y", "x"), "y")
+    unknown = few.subset(few["y"] < 0)
+    assert sorted(x[:, 0].tolist() for x, _ in unknown.batches(108, seed=0, epoch=0)) == [unknown["x"][:, 0].tolist()]
+
+
+def test_masks_and_fixed_transforms_leave_the_share_of_labels():
+    def noisy(tensors):
+        return {**tensors, "x": tensors["x"] + torch.rand_like(tensors["x"])}
+
+    whole = data()
+    whole = Data(Split(whole.train.tensors, transform=noisy), vocabulary=["a", "b"])
+    few = masked(hide_labels(whole, 12), pixels())
+    assert few.vocabulary == ["a", "b"]
+    for train in (few.train, few.train.fixed(0)):
+        assert [int((y >= 0).sum()) for _, y, _ in train.batches(20, seed=0, epoch=0)] == [2] * 6
+
+
+class Both(pv.Pair):
+    def model(self, x, y):
+        raise NotImplementedError
+
+    guide = model
+
+
+@pytest.mark.parametrize("prepare", [lambda few: few, lambda few: masked(few, pixels()), "subset", "to"])
+def test_no_row_is_on_both_sides_of_a_split(prepare):
+    few = hide_labels(data(), 40, times=5)
+    if prepare == "subset":
+        order = torch.randperm(280, generator=torch.Generator().manual_seed(3))
+        few = Data(few.train.subset(order[:200]))
+    elif prepare == "to":
+        few = Data(few.train.to("cpu", torch.float64))
+    else:
+        few = prepare(few)
+    train, held_out = splits(few, Both(), 0.2)
+    left, held = (split["x"][:, 0].long().bincount(minlength=120) for split in (train, held_out))
+    whole = few.train["x"][:, 0].long().bincount(minlength=120)
+    assert torch.equal(held, held.clamp(max=1)), "a row that is held out comes once"
+    assert int(held.sum()) == round(0.2 * int((whole > 0).sum()))
+    assert torch.equal(left, torch.where(held > 0, 0, whole)), "the others come as often as they did"
+    assert (held_out["y"] >= 0).any()
+    known = int((train["y"] >= 0).sum())
+    counts = [int((batch[1] >= 0).sum()) for batch in train.batches(10, seed=0, epoch=0)][:-1]
+    assert max(abs(count - 10 * known / len(train)) for count in counts) < 1
+
+
+def test_rows_that_come_once_are_held_out_as_those_of_any_split():
+    few = hide_labels(data(), 40)
+    for part, plain in zip(splits(few, Both(), 0.2), splits(data(), Both(), 0.2), strict=True):
+        assert torch.equal(part["x"], plain["x"])
 
 
 def test_a_run_goes_on_as_if_it_had_not_been_cut_off(tmp_path):

@@ -275,7 +275,8 @@ def test_latents_as_data_are_draws_whose_moments_are_the_guides():
 @pytest.mark.parametrize("transform", [None, lambda tensors: {**tensors, "x": 1 - tensors["x"]}])
 def test_latents_of_partly_labelled_rows_come_with_their_share_of_labels(transform):
     x, digit = torch.rand(60, 5).round(), torch.arange(60) % CLASSES
-    data = pv.data.Data(Split({"x": x, "digit": digit}, transform=transform), test=Split({"x": x, "digit": digit}))
+    tensors = {"x": x, "digit": digit, "row": torch.arange(60)}
+    data = pv.data.Data(Split(tensors, transform=transform), test=Split(tensors))
     few = pv.data.hide_labels(data, 6, times=2, label="digit")
     codes, _ = pv.latent_data(VAE(5, 4, hidden=(6,)), few)
     assert torch.equal(codes.train["digit"], few.train["digit"])
@@ -283,6 +284,8 @@ def test_latents_of_partly_labelled_rows_come_with_their_share_of_labels(transfo
     counts = [int((batch[1] >= 0).sum()) for batch in codes.train.batches(11, seed=0, epoch=0)]
     assert counts == [2] * 6
     assert type(codes.test) is Split
+    train, held_out = codes.train.divided(0.2)
+    assert not set(train["row"].tolist()) & set(held_out["row"].tolist()), "copies are on both sides"
 
 
 def test_latents_of_another_kind_are_refused():

@@ -12,6 +12,7 @@ tensor([[False,  True]])
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -63,7 +64,7 @@ def masked(data: Data | Split, mask: Mask, *, seed: int = 0) -> Data | Split:
             drawn = masked(_in_memory(split), mask)
             # A stream of its own: the bits of `load` come from (seed, BITS, use).
             splits[name] = drawn if name == "train" else drawn.fixed(derived_seed(seed, BITS, use, 1))
-        return Data(**splits, name=data.name, levels=data.levels)
+        return dataclasses.replace(data, **splits)
     split = _in_memory(data)
     x = split["x"]
     # All True in the memory of one row, for a Split knows its names before any batch is drawn.
@@ -81,7 +82,7 @@ def masked(data: Data | Split, mask: Mask, *, seed: int = 0) -> Data | Split:
         return {**tensors, "mask": tensors["mask"] & drawn}
 
     names = dict.fromkeys([*split.names, "mask"])
-    return Split({**split.tensors, "mask": given}, transform=transform).select(*names)
+    return split.replace({**split.tensors, "mask": given}, transform=transform).select(*names)
 
 
 def incomplete(x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, **others: Tensor | np.ndarray) -> Split:

@@ -165,7 +165,7 @@ class Split(Rows):
         """Shape of one x, or of a row of the first tensor if none is called x."""
         return tuple(self.tensors[self._main()].shape[1:])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Split":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The split on another device; floating tensors take `dtype`, the others keep theirs."""
         split = copy.copy(self)
         split.tensors = {name: _cast(tensor, device, dtype) for name, tensor in self.tensors.items()}
@@ -180,11 +180,23 @@ class Split(Rows):
             raise ValueError(f"the transform returned no {', '.join(lost)}; return {{**tensors, 'x': ...}}")
         return tuple(tensors[name] for name in self.names)
 
-    def subset(self, index: Index) -> "Split":
-        """The split of the rows at `index`, with the same names and transform."""
-        return Split(self._take(index, self.fields), transform=self.transform).select(*self.names)
+    def replace(self, tensors: Mapping[str, Any], *, transform: Transform | None = None) -> Self:
+        """A split of this one's own kind with other tensors of its rows, all of them selected, and their transform."""
+        split = copy.copy(self)
+        Split.__init__(split, tensors, transform=transform)  # not the kind's own, which may take something else
+        return split
 
-    def fixed(self, seed: int) -> "Split":
+    def subset(self, index: Index) -> Self:
+        """The split of the rows at `index`, of the same kind, with the same names and transform."""
+        return self.replace(self._take(index, self.fields), transform=self.transform).select(*self.names)
+
+    def divided(self, fraction: float, generator: torch.Generator | None = None) -> tuple[Self, Self]:
+        """Two subsets of rows drawn: those left, and a fraction of them, one row at least, that is held out."""
+        order = torch.randperm(len(self), generator=generator, device="cpu")
+        count = max(1, round(fraction * len(self)))
+        return self.subset(order[count:]), self.subset(order[:count])
+
+    def fixed(self, seed: int) -> Self:
         """The split with its transform applied once to all rows, and none left.
 
         Drawn from `seed` on the CPU, so alike for every device, and from a stream of its own, so that what else starts
@@ -201,19 +213,25 @@ class Split(Rows):
             # torch.manual_seed would seed the other devices too, and for good
             torch.default_generator.manual_seed(derived_seed(seed, BITS))
             tensors = self.transform(self.to("cpu").tensors)
-        return Split(tensors).to(self._device).select(*self.names)
+        return self.replace(tensors).to(self._device).select(*self.names)
 
     def _take(self, index: Index, names: tuple[str, ...]) -> dict[str, Any]:
         """Some rows; of a sparse matrix sparse ones."""
         if isinstance(index, slice):
             return {name: self.tensors[name][index] for name in names}
-        index = torch.as_tensor(index, device=self._device)
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+        index = self._numbers(index)
         columns = {name: self.tensors[name] for name in names}
         return {  # index_select is 3 times faster than tensor[index]
             name: column[index] if isinstance(column, SparseRows) else column.index_select(0, index)
             for name, column in columns.items()
         }
+
+    def _numbers(self, index: Index) -> Tensor:
+        """The numbers of the rows at `index`."""
+        if isinstance(index, slice):
+            return torch.arange(len(self), device=self._device)[index]
+        index = torch.as_tensor(index, device=self._device)
+        return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
 
     def _read(self, indices: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         return (self.rows(index) for index in indices)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae.data.rows import Data, Split, Stream
+from pyrovae.data.rows import Data, Index, Split, Stream
 from pyrovae.data.seeds import LABELS, seeded_generator
 
 __all__ = ["UNKNOWN", "PartlyLabelled", "hide_labels"]
@@ -27,7 +28,7 @@ class PartlyLabelled(Split):
     Args:
         tensors: as for `Split`, with int64 labels, -1 where unknown, called `label`.
         transform: as for `Split`.
-        times: how often a labelled row comes in an epoch; it is held so often.
+        times: how often a labelled row comes in an epoch; it is held so often, and `divided` holds out all its copies.
         label: name of the labels.
 
     Raises:
@@ -48,10 +49,28 @@ class PartlyLabelled(Split):
         if not (y >= 0).any():
             raise ValueError(f"{label} has no label but -1, none is known; keep some, see pyrovae.data.hide_labels")
         self.label = label
+        self._copied = torch.arange(len(y), device="cpu")  # which of the given rows each row is a copy of
         if times > 1:
             again = (y >= 0).nonzero()[:, 0].repeat(times - 1)
             index = torch.cat([torch.arange(len(y), device=y.device), again])
             self.tensors = {name: tensor[index] for name, tensor in self.tensors.items()}
+            self._copied = index.cpu()
+
+    def subset(self, index: Index) -> Self:
+        """The split of the rows at `index`, which may all be of one kind."""
+        split = super().subset(index)
+        split._copied = self._copied[self._numbers(index).cpu()]
+        return split
+
+    def divided(self, fraction: float, generator: torch.Generator | None = None) -> tuple[Self, Self]:
+        """As of any split, but all copies of a row are on one side, and what is held out has it once."""
+        _, first = np.unique(self._copied.numpy(), return_index=True)
+        once = torch.from_numpy(np.sort(first))
+        order = once[torch.randperm(len(once), generator=generator, device="cpu")]
+        count = max(1, round(fraction * len(once)))
+        again = ~torch.isin(self._copied, self._copied[order[:count]])
+        again[once] = False
+        return self.subset(torch.cat([order[count:], again.nonzero()[:, 0]])), self.subset(order[:count])
 
     def _order(self, generator: torch.Generator) -> Tensor:
         order = super()._order(generator)

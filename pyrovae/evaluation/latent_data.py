@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae.data import Data, PartlyLabelled, Split
+from pyrovae.data import Data, Split
 from pyrovae.evaluation.running import evaluating
 from pyrovae.evaluation.sites import latent_site
 
@@ -70,9 +69,8 @@ def latent_data(
         loc, scale = (values[:, kept] for values in normals[part])
         others = {name: tensor for name, tensor in split.fixed(seed).tensors.items() if name != "x"}
         noise = {_SCALE: scale.clone()} if part == "train" else {}
-        # Its labelled rows recur already: they are held as often as they come.
-        kind = partial(PartlyLabelled, label=split.label) if isinstance(split, PartlyLabelled) else Split
-        splits[part] = kind({"x": loc.clone(), **others, **noise}, transform=_drawn if part == "train" else None)
+        transform = _drawn if part == "train" else None
+        splits[part] = split.replace({"x": loc.clone(), **others, **noise}, transform=transform)
     return dataclasses.replace(data, **splits, levels=None, vocabulary=None), kept
 
 

@@ -115,9 +115,8 @@ def splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, 
                 f"validation is {validation}, a fraction between 0 and 1 of rows in memory is wanted; "
                 "pass validation=0.1, or the data to validate on"
             )
-        rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        count = max(1, round(validation * len(train)))
-        return train.subset(rows[count:]), train.subset(rows[:count]).fixed(0)
+        left, held = train.divided(validation, torch.Generator().manual_seed(0))
+        return left, held.fixed(0)
     held_out = match(validation, pair.model)
     if held_out.event_shape != train.event_shape:
         raise ValueError(
