@@ -85,8 +85,8 @@ def load(
         parts = readers.images(Path(name))
     else:
         parts, levels = readers.arrays(name), None
-    for part in parts.values():
-        if 0 in (shape := tuple(part["x"].shape))[1:]:
+    for tensors in parts.values():
+        if 0 in (shape := tuple(tensors["x"].shape))[1:]:
             raise ValueError(f"x of {name} has shape {shape}, rows without a value; save an array (N, ...) with some")
     splits = hold_out(name, parts, {"validation": validation, "test": test}, last, seed)
 
