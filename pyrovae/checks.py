@@ -35,6 +35,7 @@ from pyrovae.data.seeds import derived_seed
 from pyrovae.evaluation.running import Evaluation
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.models.base import PairLike, Structure, isolated_random_state, random_sites
+from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.particles import PARTICLES, vectorises
 from pyrovae.statistics import STATISTICS, Statistic, by_name, number
 
@@ -346,7 +347,7 @@ class _Replicas:
                 nodes = poutine.trace(model).get_trace(*batch).nodes
                 given |= {name: nodes[name]["value"] for name in summed}
         # condition goes around uncondition: what is given stays, what the data gave is drawn anew
-        model = at_once(poutine.condition(poutine.uncondition(run.model), given))
+        model = at_once(poutine.condition(uncondition(run.model), given))
         node = poutine.trace(model).get_trace(*batch).nodes[self.site]
         replicated, data = (_by_row(value, node, known) for value in _compared(node))
         return replicated, data[0]

@@ -19,6 +19,7 @@ from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger
 from pyrovae.objectives.draws import is_point
+from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.unscored import unscored
 
 __all__ = ["Sandwich", "ais", "bdmc"]
@@ -191,7 +192,7 @@ def _simulated(on: Evaluation, run: Any, batch: tuple[Tensor, ...], start: str) 
     """A model that observes data of its own, what to call it with, and the latents that made these data."""
     trace = poutine.trace(run.model).get_trace(*batch)
     observed = {site["name"] for site in random_sites(trace) if site["name"] in on.known.observed}
-    trace = poutine.trace(poutine.uncondition(run.model)).get_trace(*batch)
+    trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
     x = {name: trace.nodes[name]["value"] for name in observed}
     z = {s["name"]: s["value"] for s in random_sites(trace) if s["name"] in on.known.latent}
     replaced = list(batch)
@@ -202,7 +203,7 @@ def _simulated(on: Evaluation, run: Any, batch: tuple[Tensor, ...], start: str) 
             f"observed sites {sorted(missing)} are not what the guide is given, so it cannot see new data; "
             'pass start="prior"'
         )
-    model = poutine.condition(poutine.uncondition(run.model), data=x)
+    model = poutine.condition(uncondition(run.model), data=x)
     return model, tuple(replaced), z
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import latent_site
+from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.mean_field import probabilities
 from pyrovae.objectives.weights import ledger
 
@@ -109,7 +110,7 @@ def components(
     """
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=2) as on:
         name, latent = cluster_site(on, site), latent_site(on, latent, vector=True)["name"]
-        model, batch = poutine.uncondition(on.pair.model), on.batch()
+        model, batch = uncondition(on.pair.model), on.batch()
         at = poutine.trace(model).get_trace(*batch).nodes[name]
         values = at["fn"].enumerate_support()  # (C, nested plates..., B, *event)
         if at["fn"].batch_shape != (len(batch[0]),):

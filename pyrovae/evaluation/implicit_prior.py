@@ -26,6 +26,7 @@ from pyrovae.evaluation.predictive import reconstruct
 from pyrovae.evaluation.running import BUDGET, check_counts, evaluating
 from pyrovae.evaluation.surgery import distributions, draws, log_posteriors, log_prior, only_latent
 from pyrovae.models.base import as_pair, evaluation_mode
+from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.total_correlation import code_name
 
 __all__ = ["ImplicitLikelihood", "TiltedPair", "generate_from_aggregate", "implicit_log_likelihood"]
@@ -168,7 +169,7 @@ def _log_normaliser(
         on.known.refuse_improper()
         run, batch, _ = next(iter(on))
         name = code_name(on.known)
-        fn = poutine.trace(poutine.uncondition(run.model)).get_trace(*batch).nodes[name]["fn"]
+        fn = poutine.trace(uncondition(run.model)).get_trace(*batch).nodes[name]["fn"]
         weights, rows = Moments(), fn.batch_shape.numel()
         for start in range(0, samples, _AT_ONCE):
             count = min(_AT_ONCE, samples - start)

@@ -32,6 +32,7 @@ from pyrovae.evaluation.sites import observed_site
 from pyrovae.models.base import Functions, PairLike, isolated_random_state, random_sites
 from pyrovae.objectives import Ledger, ledger
 from pyrovae.objectives.draws import Draw, one
+from pyrovae.objectives.dreams import uncondition
 
 __all__ = ["Imputation", "impute", "impute_by_gibbs", "missing_log_likelihood"]
 
@@ -299,7 +300,7 @@ def _check_reads_observed(on: Evaluation) -> None:
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:
     """The batch with a draw from the model in place of what is missing: true values must not reach the guide."""
     site = observed_site(on.known, "x")
-    trace = poutine.trace(poutine.uncondition(run.model)).get_trace(*batch)
+    trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
     drawn = trace.nodes[site]["value"].to(x.dtype).reshape(x.shape)
     at = on.rows.names.index("x")
     return (*batch[:at], torch.where(mask, x, drawn), *batch[at + 1 :])

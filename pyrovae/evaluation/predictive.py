@@ -33,6 +33,7 @@ from pyrovae.evaluation.sites import (
     rows_first,
 )
 from pyrovae.models.base import PairLike, Structure, random_sites
+from pyrovae.objectives.dreams import uncondition
 
 __all__ = ["decode", "encode", "generate", "reconstruct"]
 
@@ -141,7 +142,7 @@ def generate(
 ) -> Tensor:
     """What the model generates: z ~ p(z), and the mean of p(x | z) or a draw of x.
 
-    No site is observed (`poutine.uncondition`), so that of `like` only the shape of x counts; a tensor that the model
+    No site is observed, so that of `like` only the shape of x counts; a tensor that the model
     takes as an input, such as a label to condition on, is used as it is.
 
     Args:
@@ -175,7 +176,7 @@ def generate(
         values = _fixed_values(on, num_samples, dict(fixed or {}))
         parts = []
         for run, batch, covered in on:
-            model = poutine.uncondition(run.model)
+            model = uncondition(run.model)
             if values:
                 data = {s: value[covered].movedim(0, dim) for s, (value, dim) in values.items()}
                 model = poutine.condition(model, data=data)
@@ -187,7 +188,7 @@ def _fixed_values(on: Evaluation, rows: int, fixed: dict[str, Tensor]) -> dict[s
     """Values of latents for each row, and the dim of the data plate in what the site takes."""
     if not fixed:
         return {}
-    trace = poutine.trace(poutine.uncondition(on.pair.model)).get_trace(*on.batch())
+    trace = poutine.trace(uncondition(on.pair.model)).get_trace(*on.batch())
     values = {}
     for name, value in fixed.items():
         if name not in on.known.latent or name in on.known.global_latent:

@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from pyrovae.distributions.implicit import has_density
 from pyrovae.models.base import Structure, evaluation_mode, random_sites
 from pyrovae.objectives.density_ratio import RatioObjective, Values, code_in, codes, drawn_code
 from pyrovae.objectives.draws import Term
-from pyrovae.objectives.dreams import dream
+from pyrovae.objectives.dreams import dream, uncondition
 from pyrovae.objectives.total_correlation import code_site
 from pyrovae.objectives.unscored import unscored
 from pyrovae.objectives.weights import Ledger
@@ -101,7 +100,7 @@ class AdversarialVB(RatioObjective):
         """Each x with z of the guide, and with z of the prior, or of the reference."""
         z = drawn_code(pair.guide, batch, known)
         if self._reference is None:
-            other = drawn_code(poutine.uncondition(pair.model), batch, known)
+            other = drawn_code(uncondition(pair.model), batch, known)
         else:
             other = self._reference(*batch).sample()
         return (*batch, z), (*batch, other)
@@ -281,7 +280,7 @@ class AdversarialAutoencoder(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and as many draws of p(z)."""
-        other = drawn_code(poutine.uncondition(pair.model), batch, known)
+        other = drawn_code(uncondition(pair.model), batch, known)
         return (drawn_code(pair.guide, batch, known),), (other,)
 
     def per_datum(self, drawn: Ledger) -> Tensor:

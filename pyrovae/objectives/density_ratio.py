@@ -22,6 +22,7 @@ from torch.nn.functional import softplus
 from pyrovae.models.base import Structure, as_pair, evaluation_mode, structure
 from pyrovae.nets import Head, MultiMLP, as_shape
 from pyrovae.objectives.base import Objective
+from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.total_correlation import code_name, code_site
 from pyrovae.objectives.weights import Ledger, Term
 
@@ -371,7 +372,7 @@ class ImplicitPrior(RatioObjective):
 
     def samples(self, pair: Any, *batch: Any, known: Structure) -> tuple[Values, Values]:
         """z of each datum, and as many draws of p(z)."""
-        return (drawn_code(pair.guide, batch, known),), (drawn_code(poutine.uncondition(pair.model), batch, known),)
+        return (drawn_code(pair.guide, batch, known),), (drawn_code(uncondition(pair.model), batch, known),)
 
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""

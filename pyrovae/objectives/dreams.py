@@ -1,21 +1,45 @@
-"""Dreams: data and latents that a pair's own model draws, and how the guide scores them."""
+"""Dreams: data and latents that a pair's own model draws, unconditioned, and how the guide scores them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, scored
 
-__all__ = ["dream", "dream_log_q"]
+__all__ = ["dream", "dream_log_q", "uncondition"]
+
+
+def uncondition(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model whose data are drawn: `poutine.uncondition`, but for sites that observe nothing.
+
+    Pyro's own draws the value of a `pyro.deterministic` anew too, whose distribution takes all of the value for one
+    event and so gives it once more for each row of a plate, and that of a `pyro.factor`, which has none.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x)):
+    ...         loc = pyro.deterministic("loc", 2 * x)
+    ...         return loc.shape, pyro.sample("x", dist.Normal(loc, 1.0), obs=x).eq(x).all().item()
+    >>> poutine.uncondition(model)(torch.ones(3)), uncondition(model)(torch.ones(3))
+    ((torch.Size([3, 3]), False), (torch.Size([3]), False))
+    """
+    return _Uncondition()(model)
+
+
+class _Uncondition(UnconditionMessenger):
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic") and not site_is_factor(msg):
+            super()._pyro_sample(msg)
 
 
 def dream(pair: PairLike, batch: Sequence[Any], known: Structure) -> tuple[Trace, list[Any]]:
@@ -29,7 +53,7 @@ def dream(pair: PairLike, batch: Sequence[Any], known: Structure) -> tuple[Trace
         ValueError: where an observed site is no tensor of the batch, so that nobody knows what to call the guide with,
             and where the model has a `pyro.factor`, which can't be drawn from.
     """
-    trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(*batch)
+    trace = poutine.trace(uncondition(pair.model)).get_trace(*batch)
     _refuse(trace, known)
     return trace, _dreamt_batch(trace, batch, known)
 
