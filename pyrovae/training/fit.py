@@ -19,10 +19,11 @@ from pyrovae.models.base import Structure, as_pair
 from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
+from pyrovae.training.alone import alone_in
 from pyrovae.training.compiled import worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.precision import tensor_float32
-from pyrovae.training.preparation import check_support, prepare, splits
+from pyrovae.training.preparation import check_batches, check_support, first_rows_hash, prepare, splits
 from pyrovae.training.processes import check_divisible, in_workers, join, wants_workers
 from pyrovae.training.runs import load
 from pyrovae.training.step import Step
@@ -151,6 +152,9 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         processes = stack.enter_context(join(devices, strategy, device))
+        if folder is not None and processes.rank == 0:
+            stack.enter_context(alone_in(folder))
+            _run_folder(out, resume)  # another run may have ended there meanwhile
         device, seed = processes.device, processes.first(seed)
         stack.enter_context(_surroundings(seed, device, _DTYPES[precision], recorded.get("threads")))
         stack.enter_context(tensor_float32(precision == "tf32"))
@@ -166,8 +170,11 @@ def fit(
             check(train)
         check_divisible(step, rows=len(train), batch_size=batch_size, batch_rows=len(batch[0]), processes=processes)
         batch_size = len(batch[0]) if processes.size == 1 else batch_size
-        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed, processes=processes)
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        if processes.size == 1:  # each of several has batches of its own
+            with autocast:
+                check_batches(step, train, held_out, batch_size)
+        loop = Loop(step, train, held_out, batch_size=batch_size, seed=seed, processes=processes)
         says = progress is not False and processes.rank == 0
         compiled: Any = recorded.get("compile", compile) if compile == "auto" else compile
         if compiled == "auto":
@@ -186,6 +193,7 @@ def fit(
             "patience": patience,
             "max_epochs": max_epochs,
             "rows": len(train),
+            "data_hash": first_rows_hash(train),
             "validation_rows": None if held_out is None else len(held_out),
             "precision": precision,
             "compile": compiled,
@@ -262,6 +270,11 @@ def _device(accelerator: str) -> torch.device:
         raise ValueError(f"accelerator is {accelerator!r}; pass 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"accelerator is {accelerator!r}, but torch finds no GPU here; pass accelerator='cpu'")
+    try:
+        torch.empty((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"accelerator is {accelerator!r}, which torch can't use here ({first}); pass 'cpu'") from error
     return device
 
 
@@ -291,6 +304,8 @@ def _run_folder(out: str | os.PathLike[str] | None, resume: bool) -> Path | None
     if resume and not complete:
         fix = "pass another folder" if incomplete else "pass resume=False to start a run there"
         raise FileNotFoundError(f"out={str(folder)!r} has no complete checkpoint; {fix}")
+    if (folder / "checkpoints").is_file():
+        raise ValueError(f"out={str(folder)!r} has a file called checkpoints; pass another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)

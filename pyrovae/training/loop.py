@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +13,20 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae.data import Split, Stream
 from pyrovae.data.seeds import CRITIC, derived_seed
 from pyrovae.models.base import Structure, evaluation_mode, isolated_random_state
-from pyrovae.objectives import Objective, ledger
-from pyrovae.objectives.unscored import unscored
+from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.critics import CriticTraining, critic_of
+from pyrovae.training.diverged import not_finite
 from pyrovae.training.history import Epoch, History
+from pyrovae.training.optimizers import made
+from pyrovae.training.plain_values import encode
 from pyrovae.training.processes import Processes
 from pyrovae.training.progress import Progress, interruptible
 from pyrovae.training.step import Step
@@ -35,7 +36,7 @@ __all__ = ["Callback", "Loop", "Run"]
 
 READ_EVERY = 50  # steps between two looks at the losses, which wait for the device
 SAVE_EVERY = 60.0  # seconds between two checkpoints
-_MAY_CHANGE = ("max_epochs", "patience", "processes")  # between a run and its resumption
+_MAY_CHANGE = ("max_epochs", "patience", "processes", "data_hash")  # between a run and its resumption, or told apart
 
 
 class Callback:
@@ -132,16 +133,13 @@ class Loop:
         compiled: bool,
     ) -> None:
         """Make the optimizer, the schedule of its learning rate, and the update."""
-        made: Any = optimizer
-        if callable(optimizer) and not isinstance(optimizer, PyroOptim):
-            made = optimizer(list(self.step.known.parameters.values()), lr=lr)
-        if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer is {str(optimizer)[:60]!r}, which makes no torch optimizer; "
-                "pass torch.optim.Adam or functools.partial(torch.optim.Adam, betas=(0.9, 0.99))"
-            )
-        self.optimizer = made
+        self.optimizer = made(optimizer, list(self.step.known.parameters.values()), lr)
         self.scheduler = None if schedule is None else schedule(self.optimizer)
+        if isinstance(self.scheduler, ReduceLROnPlateau) and self.validation_data is None:
+            raise ValueError(
+                "schedule is ReduceLROnPlateau, which needs a validation loss, but there are no validation data; pass "
+                "validation=0.1, or another schedule"
+            )
         kind = CompiledUpdate if compiled else Update
         make_update: Any = partial(kind, clip_norm=clip_norm, autocast=autocast, processes=self.processes)
         self.update: Update = make_update(self.step, self.optimizer)
@@ -154,11 +152,6 @@ class Loop:
             return
         shapes = {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in self.state.items()}
         facts = {**self.run.config, "out is given": self.run.out is not None, "state": shapes}
-        if isinstance(self.train_data, Split):
-            tensors = (self.train_data[name][:32].cpu().numpy() for name in self.train_data.names)
-            facts["the hash of the first rows of data"] = [
-                hashlib.sha256(array.tobytes()).hexdigest() for array in tensors
-            ]
         self.processes.check_same(facts)
         self.processes.broadcast_(self.state.values())
         if self.processes.rank:
@@ -175,6 +168,8 @@ class Loop:
         """Train until `max_epochs`, the end of patience, a callback's word or Ctrl-C."""
         run, began = self.run, time.monotonic() - self.run.seconds
         saved = time.monotonic()
+        if run.out and self.scheduler:
+            encode(self.scheduler.state_dict(), "schedule", None)  # or the first checkpoint would fail, at the end
         if patience is not None and not self.best:  # it begins only now
             run.best_epoch, run.best_loss = None, math.inf
         run.stopping = self._out_of_patience(patience) and run.best_epoch is not None
@@ -191,8 +186,9 @@ class Loop:
                 if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
                     break
                 self._end_epoch(patience)
-                for callback in callbacks:
-                    callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
+                with self._kept():
+                    for callback in callbacks:
+                        callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
                 run.stopping, run.interrupted, save = self.processes.union(
                     [run.stopping, run.interrupted or self.signalled, time.monotonic() - saved > SAVE_EVERY]
                 )
@@ -237,6 +233,7 @@ class Loop:
             if run.interrupted:
                 break
         self._read(batch)
+        self._check_parameters()
 
     def _batches(self, seed: int, epoch: int, skip: int) -> Iterator[tuple[Tensor, ...]]:
         if self.subsamples_itself:
@@ -267,7 +264,9 @@ class Loop:
             row["critic_loss"] = self.critic.end_epoch()
         row |= {name: schedule.value.item() for name, schedule in self.schedules.items()}
         run.history.append(**row, lr=self.optimizer.param_groups[0]["lr"], seconds=run.seconds)
-        if self.scheduler is not None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(row["validation_loss"])
+        elif self.scheduler is not None:
             self.scheduler.step()
         run.epoch += 1
         self.in_epoch = Epoch()
@@ -311,35 +310,31 @@ class Loop:
         losses = self.in_epoch.read()
         bad = next((index for index, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
-            latest = self.run.out and checkpoint.latest(self.run.out / "checkpoints")
-            kept = "parameters from before this epoch" + (f", the last checkpoint is {latest}" if latest else "")
-            raise FloatingPointError(
-                f"the loss is {losses[bad]} at step {first + bad + 1}, in epoch {self.run.epoch + 1}: "
-                f"{self._blame_all(batch)}. The pair has its {kept}; pass a smaller lr= or clip_norm=1.0, or look at "
-                "the data and at scales that go to 0"
-            )
+            raise self._diverged(f"the loss is {losses[bad]} at step {first + bad + 1}", self._blame_all(batch))
+
+    def _check_parameters(self) -> None:
+        """Stop if the last update, whose loss was finite, left parameters that are not."""
+        trained = [tensor.detach() for tensor in self.update.parameters if tensor.requires_grad]
+        if not torch.stack([torch.isfinite(tensor).all() for tensor in trained]).all():
+            found = f"the loss was finite at step {self.run.step}, and its gradient was not"
+            raise self._diverged(found, not_finite(self.step, ()))
+
+    def _diverged(self, found: str, why: str) -> FloatingPointError:
+        latest = self.run.out and checkpoint.latest(self.run.out / "checkpoints")
+        kept = "parameters from before this epoch" + (f", the last checkpoint is {latest}" if latest else "")
+        return FloatingPointError(
+            f"{found}, in epoch {self.run.epoch + 1}: {why}. The pair has its {kept}; pass a smaller lr= or "
+            "clip_norm=1.0, or look at the data and at scales that go to 0"
+        )
 
     def _blame_all(self, batch: tuple[Tensor, ...]) -> str:
         """What the first process that finds something says, each of its own rows."""
-        told = [text.decode() for text in self.processes.gather((self._blame(batch) if batch else "").encode())]
+        own = not_finite(self.step, batch) if batch else ""
+        told = [text.decode() for text in self.processes.gather(own.encode())]
         for rank, text in enumerate(told):
             if text:
                 return text + (f" of process {rank}" if self.processes.size > 1 else "")
         return "every site is finite again on the last batch"
-
-    def _blame(self, batch: tuple[Tensor, ...]) -> str:
-        """What is not finite by now: parameters, or sites and rows of the last batch; "" if nothing is."""
-        broken = [name for name, tensor in self.step.known.parameters.items() if not torch.isfinite(tensor).all()]
-        if broken:
-            return f"parameters {broken[:3]} are no longer finite"
-        with torch.no_grad(), pyro.validation_enabled(False):
-            for term in ledger(unscored(self.run.pair), *batch, known=self.step.known).terms:
-                log_prob = torch.atleast_1d(term.log_prob)
-                broken_rows = (~torch.isfinite(log_prob)).reshape(-1, log_prob.size(-1)).any(0)
-                if broken_rows.any():
-                    rows = broken_rows.nonzero().flatten()[:5].tolist()
-                    return f"log {'q' if term.kind == 'guide' else 'p'} of site {term.name!r}, rows {rows} of the batch"
-        return ""
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -392,6 +387,11 @@ class Loop:
                 f"the run in {str(run.out)!r} was trained by {size} process{'es' * (size > 1)}, here are "
                 f"{self.processes.size}; pass devices={size} or start it with torchrun --nproc_per_node={size}"
             )
+        if kept.config.get("data_hash") not in (None, run.config["data_hash"]):  # runs of earlier versions have none
+            raise ValueError(
+                f"the first rows of data are not those of the run in {str(run.out)!r}; pass the same data to go on "
+                "with it, or another folder to start anew"
+            )
         for name, value in run.config.items():
             if name not in _MAY_CHANGE and kept.config.get(name) != value:
                 raise ValueError(
@@ -412,6 +412,16 @@ class Loop:
         run.history = History(kept.state["history"])
         checkpoint.set_random_state(self.processes.own_states(kept.random))
         self.processes.check_same({"step of the checkpoint": run.step})
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """The epochs so far are not lost with what a callback raises; several processes could not agree on it."""
+        try:
+            yield
+        except Exception:
+            if self.run.out and self.processes.size == 1:
+                self.save()
+            raise
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -13,10 +15,20 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.data import Data, Split, Stream, match
-from pyrovae.models.base import Functions, PairLike, Structure, structure
+from pyrovae.data.sparse import SparseRows
+from pyrovae.models.base import (
+    Functions,
+    PairLike,
+    Structure,
+    evaluation_mode,
+    isolated_random_state,
+    structure,
+)
 from pyrovae.models.batches import check_rows
+from pyrovae.objectives import Objective
+from pyrovae.training.step import Step
 
-__all__ = ["check_support", "prepare", "splits"]
+__all__ = ["check_batches", "check_support", "first_rows_hash", "prepare", "splits"]
 
 
 def prepare(
@@ -123,6 +135,55 @@ def splits(data: Any, pair: PairLike, validation: Any) -> tuple[Split | Stream, 
             f"validation has event shape {held_out.event_shape}, the training data {train.event_shape}; pass one shape"
         )
     return train, held_out.fixed(0) if isinstance(held_out, Split) else held_out
+
+
+def first_rows_hash(data: Split | Stream) -> str | None:
+    """Of what is in memory, before its transform; other data of as many rows are told apart by it."""
+    if not isinstance(data, Split):
+        return None
+    found = hashlib.sha256()
+    for name in data.names:
+        rows = data.tensors[name][:32]
+        rows = rows.to_dense() if isinstance(rows, SparseRows) else rows
+        found.update(rows.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def check_batches(step: Step, train: Split | Stream, held_out: Split | Stream | None, batch_size: int) -> None:
+    """The smaller batches that come after the first epoch, or at its end, are such that the pair can run on them.
+
+    Raises:
+        ValueError: for a pair that fails on a last batch of one row, or on what it is validated on.
+    """
+    pair, known, objective = step.pair, step.known, step.objective
+    if len(train) % batch_size == 1 and len(train) > 1:
+        why = f"the last batch of an epoch has one row, of {len(train)} rows in batches of {batch_size}"
+        _tried(
+            step, next(train.sequential(1)), why, f"pass another batch_size, such as {_divided(len(train), batch_size)}"
+        )
+    if held_out is not None:
+        batch = next(held_out.sequential(batch_size))
+        why = f"after each epoch the pair is validated, in batches of {len(batch[0])} rows at first"
+        validated = Step(pair, objective.for_validation() if isinstance(objective, Objective) else objective, known)
+        with evaluation_mode(pair, *known.modules), torch.no_grad():
+            _tried(validated, batch, why, "pass validation=False, or a pair that takes any rows")
+
+
+def _divided(rows: int, batch_size: int) -> int:
+    """The next smaller size of batches whose last one has more rows than one."""
+    return next(size for size in range(batch_size - 1, 0, -1) if rows % size != 1)
+
+
+def _tried(step: Step, batch: tuple[Tensor, ...], why: str, fix: str) -> None:
+    buffers = {name: buffer.clone() for name, buffer in step.known.buffers.items()}
+    try:
+        with isolated_random_state(0), pyro.validation_enabled(False):
+            step(*batch)
+    except Exception as error:
+        raise ValueError(f"{why}, at which it fails ({str(error).splitlines()[0][:200]}); {fix}") from error
+    finally:
+        for name, value in buffers.items():
+            step.known.buffers[name].copy_(value)
 
 
 def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
