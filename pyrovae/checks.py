@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyrovae import plots
 from pyrovae.data.seeds import derived_seed
+from pyrovae.distributions.products import masks
 from pyrovae.evaluation.running import Evaluation
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.models.base import PairLike, Structure, isolated_random_state, random_sites
@@ -256,7 +257,7 @@ def replicate(
     """Replicated data sets, one by one: as many rows as the data, drawn from p(x | z) with z ~ q(z | x), or from p(x).
 
     Every observed site is drawn anew, given the sites before it; inputs of the model that are no site stay as they
-    are, and so do masked entries. Sites that the model enumerates are drawn given x and the guide's z.
+    are, and so do masked entries, by `poutine.mask` or in the distribution. Sites that the model enumerates are drawn given x and the guide's z.
 
     Args:
         pair, data, site, plate, seed, batch_size: as for `check`.
@@ -358,9 +359,9 @@ def _compared(site: dict[str, Any]) -> tuple[Tensor, Tensor]:
     replicated, data = site["value"], site["infer"]["obs"]
     dtype = data.dtype if data.is_floating_point() else replicated.dtype
     replicated, data = replicated.to(dtype), data.to(dtype).expand(replicated.shape)
-    if isinstance(site["mask"], Tensor):  # what is masked is no data
-        mask = site["mask"].reshape(site["mask"].shape + (1,) * site["fn"].event_dim)
-        replicated = torch.where(mask, replicated, data)
+    fn = site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
+    for mask in masks(fn, fn.event_dim):  # what is masked is no data
+        replicated = torch.where(torch.as_tensor(mask, device=data.device), replicated, data)
     return replicated, data
 
 

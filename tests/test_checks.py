@@ -15,8 +15,9 @@ from scipy import stats
 from torch import nn
 
 from pyrovae.checks import STATISTICS, Check, check, p_value, replicate
-from pyrovae.data import Split, bernoulli, load
-from pyrovae.models import VAE
+from pyrovae.data import Split, bernoulli, incomplete, load
+from pyrovae.evaluation import generate
+from pyrovae.models import VAE, PartialVAE
 from pyrovae.models.base import Pair
 
 DATA_SETS, REPLICATES = 300, 19  # p-values are exactly uniform at any number of replicates
@@ -283,6 +284,60 @@ def test_masked_entries_stay_as_they_are():
         draws = torch.stack(list(replicate((model, guide), (x, kept), source=source, num_replicates=5)))
         assert draws.shape == (5, 2, 3)  # rows first, then the nested plate
         assert ((draws == x) == ~kept).all()
+
+
+@pytest.mark.parametrize("source", ["posterior", "prior"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_what_a_distribution_masks_stays_as_it_is(source, batch_size):
+    """Elements under the mask of a distribution, rows under one around the event, and all under both."""
+    seen = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    rows = torch.tensor([True, True, False])
+
+    def model(x, seen, rows):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 3), 1.0).mask(seen).to_event(1).mask(rows), obs=x)
+
+    def guide(x, seen, rows):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+
+    x = torch.arange(9.0).reshape(3, 3)
+    data = (x, seen, rows)
+    found = replicate((model, guide), data, source=source, num_replicates=5, batch_size=batch_size)
+    assert ((torch.stack(list(found)) == x) == ~(seen & rows[:, None])).all()
+
+
+def test_a_site_that_is_masked_as_a_whole_is_no_data():
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=False):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    assert all(torch.equal(rep, torch.arange(4.0)) for rep in replicate((model, guide), torch.arange(4.0)))
+
+
+def test_p_values_of_incomplete_data_are_uniform():
+    """Data of the pair itself, many of them missing: the zeros in their place are not compared."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pair = PartialVAE(3, 1, hidden=(4,))
+        p_values = []
+        for seed in range(DATA_SETS):
+            like = {"x": torch.zeros(1, 3), "mask": torch.ones(1, 3, dtype=torch.bool)}
+            x = generate(pair, 8, like=like, sample=True, seed=1000 + seed)
+            hidden = torch.rand(8, 3) < 2 / 3
+            hidden[:, 0] = False  # a row with nothing observed is refused
+            x[hidden] = float("nan")
+            checked = check(pair, incomplete(x), total, sources="prior", num_replicates=REPLICATES, seed=seed)
+            p_values += [row.p_value for row in checked.rows]
+    print(len(p_values), np.histogram(p_values, 10, (0, 1))[0])
+    assert len(p_values) > 0.9 * DATA_SETS
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
 
 def image_model(x):

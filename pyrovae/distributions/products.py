@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Independent, MaskedDistribution, TorchDistribution, constraints
 from torch import Tensor
 
-__all__ = ["Columns", "by_element", "masked"]
+__all__ = ["Columns", "by_element", "masked", "masks"]
 
 
 def masked(distribution: TorchDistribution, mask: Tensor) -> TorchDistribution:
@@ -36,12 +36,12 @@ def masked(distribution: TorchDistribution, mask: Tensor) -> TorchDistribution:
     tensor(-0.6931)
     """
     base, dims = by_element(distribution)
-    for own in _masks(distribution, dims):
+    for own in masks(distribution, dims):
         mask = mask.bool() & own
     return base.mask(mask).to_event(dims)
 
 
-def _masks(distribution: TorchDistribution, dims: int) -> Iterator[Tensor | bool]:
+def masks(distribution: TorchDistribution, dims: int) -> Iterator[Tensor | bool]:
     """Those of a distribution, over its elements: a mask of rows or whole events hides each of their elements."""
     while isinstance(distribution, Independent | MaskedDistribution):
         if isinstance(distribution, Independent):
