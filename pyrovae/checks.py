@@ -257,7 +257,8 @@ def replicate(
     """Replicated data sets, one by one: as many rows as the data, drawn from p(x | z) with z ~ q(z | x), or from p(x).
 
     Every observed site is drawn anew, given the sites before it; inputs of the model that are no site stay as they
-    are, and so do masked entries, by `poutine.mask` or in the distribution. Sites that the model enumerates are drawn given x and the guide's z.
+    are, and so do entries that the model masks, with `poutine.mask` or in the distribution. Sites that the model
+    enumerates are drawn given x and the guide's z.
 
     Args:
         pair, data, site, plate, seed, batch_size: as for `check`.
