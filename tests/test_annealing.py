@@ -9,6 +9,7 @@ import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
 from test_likelihood import OneByOne, global_guide, global_model, labelled_guide, labelled_model, odd_guide, odd_model
 
+from pyrovae.distributions.supports import bijection
 from pyrovae.evaluation.annealing import _Path, ais, bdmc
 from pyrovae.evaluation.joint import Joint
 from pyrovae.models.base import structure
@@ -123,6 +124,73 @@ def test_any_support_and_nested_plates():
     inside = (normal.cdf(torch.tensor(2.0).double()) - 0.5) / 2
     exact = exact - math.log(3) + 5 * inside.log()
     close(ais((gamma_model, gamma_guide), x, num_chains=100, **SHORT), exact)
+
+
+def mixture_of_normals(x):
+    return dist.MixtureSameFamily(
+        dist.Categorical(x.new_tensor([0.3, 0.7])), dist.Normal(x.new_tensor([-1.0, 1.5]), 0.6)
+    )
+
+
+def mixture_of_vectors(x):
+    locs = x.new_tensor([[-1.0, 0.5], [1.5, 0.5]])
+    return dist.MixtureSameFamily(dist.Categorical(x.new_tensor([0.3, 0.7])), dist.Normal(locs, 0.6).to_event(1))
+
+
+def mixture_of_gammas(x):
+    rates = x.new_tensor([3.0, 0.8])
+    return dist.MixtureSameFamily(dist.Categorical(x.new_tensor([0.3, 0.7])), dist.Gamma(x.new_tensor(2.0), rates))
+
+
+def mixture_of_gammas_as_events(x):
+    rates = x.new_tensor([[3.0, 0.8], [3.0, 0.8]])  # (2 entries, 2 components)
+    weights = dist.Categorical(x.new_tensor([0.3, 0.7]).expand(2, 2))
+    return dist.MixtureSameFamily(weights, dist.Gamma(x.new_tensor(2.0), rates)).to_event(1)
+
+
+def mixture_of_uniforms(x):
+    uniforms = dist.Uniform(x.new_zeros(2), 4.0)  # equal bounds, a tensor of both components
+    return dist.MixtureSameFamily(dist.Categorical(x.new_tensor([0.3, 0.7])), uniforms)
+
+
+MIXTURES = {
+    "normals": (mixture_of_normals, lambda z: dist.Normal(z, 0.8)),
+    "vectors": (mixture_of_vectors, lambda z: dist.Normal(z.sum(-1), 0.8)),
+    "gammas": (mixture_of_gammas, lambda z: dist.Normal(z, 0.8)),
+    "gammas as events": (mixture_of_gammas_as_events, lambda z: dist.Normal(z.sum(-1), 0.8)),
+    "uniforms": (mixture_of_uniforms, lambda z: dist.Normal(z, 0.8)),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_as_prior(name):
+    """Against the mean of p(x | z) over a million draws of z."""
+    prior, likelihood = MIXTURES[name]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(x))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior(x))
+
+    x = torch.tensor([-0.5, 0.4, 2.5], dtype=torch.float64)
+    torch.manual_seed(0)
+    exact = likelihood(prior(x).sample((10**6, 1))).log_prob(x).logsumexp(0) - math.log(10**6)
+    close(ais((model, guide), x, num_chains=100, seed=0, **SHORT), exact)
+    found = bdmc((model, guide), x, num_chains=20, seed=0, **SHORT)
+    assert math.isfinite(found.gap)
+
+
+def test_supports_without_a_bijection_are_named():
+    uniforms = dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0]))
+    mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), uniforms)
+    with pytest.raises(ValueError, match="site 'z' is a mixture whose components have different bounds"):
+        bijection("z", mixture.support)
+    with pytest.raises(ValueError, match=r"site 'r' has the support Sphere.*no bijection from the reals; condition on"):
+        bijection("r", dist.constraints.sphere)
 
 
 def test_factors_count():

@@ -13,9 +13,9 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyrovae.distributions.implicit import has_density
+from pyrovae.distributions.supports import bijection
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, Term, density, one
@@ -120,7 +120,7 @@ class Joint:
         parts = []
         for name in self.continuous:
             site = trace.nodes[name]
-            u = biject_to(site["fn"].support).inv(site["value"])
+            u = bijection(name, site["fn"].support).inv(site["value"])
             batch_dims = site["value"].dim() - site["fn"].event_dim
             missing = 1 + self.known.max_plate_nesting - batch_dims
             u = u.reshape((1,) * missing + tuple(u.shape))  # (K or 1, nested plates..., B, event)
@@ -181,7 +181,7 @@ class _Given(Messenger):
         if msg["name"] not in self.unconstrained:
             return
         u = self.unconstrained[msg["name"]]
-        transform = biject_to(msg["fn"].support)
+        transform = bijection(msg["name"], msg["fn"].support)
         value = transform(u)
         log_det = transform.log_abs_det_jacobian(u, value)
         self.log_dets[msg["name"]] = sum_rightmost(log_det, log_det.dim() - (value.dim() - msg["fn"].event_dim))
