@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from pyro.distributions import Delta
@@ -22,7 +22,7 @@ from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 from pyrovae.objectives.unscored import check_density
 
-__all__ = ["Draw", "Term", "Weight", "density", "draw_terms", "expected", "one", "same", "scored"]
+__all__ = ["Draw", "Term", "Weight", "density", "draw_terms", "expected", "one", "same", "scored", "varies_inside"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,11 @@ class Draw:
             if summed and not summed.isdisjoint(_symbols(term)):
                 inside.append(term)
             else:
-                total = total + term.sign * weight(term) * self._per_datum(term.log_prob, term.site["cond_indep_stack"])
-        return total + self._summed_out(inside, summed, weight) if inside else total
+                value = weight(term) * term.log_prob  # before the sum over plates, inside which a tensor may vary
+                total = total + term.sign * self._per_datum(value, term.site["cond_indep_stack"])
+        total = total + self._summed_out(inside, summed, weight) if inside else total
+        # A site of one value is not summed: what depends on it has a dim of size 1 more.
+        return total if keep_guide and self.guide_symbols else total.reshape(total.shape[-2:])
 
     def log_q_enumerated(self, weight: Weight | None) -> Tensor:
         """log q(y | x), (y dims..., K or 1, B): masked and weighted as a cost; with weight None as a probability."""
@@ -127,8 +130,8 @@ class Draw:
         local = {id(term) for term in self.local}
         for term in self.terms:
             if id(term) not in local:
-                value = self._sum_nested(term.log_prob, term.site["cond_indep_stack"])
-                total = total + term.sign * weight(term) * value.reshape(-1).expand(self.num_particles)
+                value = self._sum_nested(weight(term) * term.log_prob, term.site["cond_indep_stack"])
+                total = total + term.sign * value.reshape(-1).expand(self.num_particles)
         return total
 
     def closed_form_kl(self) -> dict[str, Tensor]:
@@ -182,9 +185,11 @@ class Draw:
         kl = p.scale * kl.movedim(-1, 0)  # (D, y dims..., K, nested plates..., B)
         dims = max(kl.dim(), 2 + self.known.max_plate_nesting)
         kl = scale_and_mask(kl.reshape(len(kl), *(1,) * (dims - kl.dim()), *kl.shape[1:]), mask=p.site["mask"])
-        kl = self._per_datum(kl, p.site["cond_indep_stack"]) * self.log_q_enumerated(None).exp()
-        kl = kl.flatten(1, -3).sum(1) if kl.dim() > 3 else kl
-        return self._zeros(self.num_particles)[..., None] + kl.movedim(0, -1)
+        kl = self._per_datum(kl, p.site["cond_indep_stack"]).movedim(0, -1)  # (y dims..., K or 1, B, D)
+        log_q = self.log_q_enumerated(None)[..., None]
+        kl = log_q.exp() * torch.where(log_q == -math.inf, 0.0, kl)
+        kl = kl.flatten(0, -4).sum(0) if kl.dim() > 3 else kl
+        return self._zeros(self.num_particles)[..., None] + kl
 
     def with_closed_form_kl(self) -> Draw:
         """This draw with -KL(q || p) as one term in place of log p and log q, where that is valid."""
@@ -253,7 +258,13 @@ class Draw:
 
     def _summed_out(self, terms: list[Term], summed: set[str], weight: Weight) -> Tensor:
         """log sum over the enumerated dims `summed` of the product of terms, (other enumerated dims..., K, B)."""
-        common = next(weight(t) for t in terms if self._sums(t, summed))
+        first = next(t for t in terms if self._sums(t, summed))
+        common = weight(first)
+        if varies_inside(common):
+            raise ValueError(
+                f"enumerated site {first.name!r} has a weight of shape {tuple(common.shape)}, which varies inside a "
+                "datum; give it one poutine.scale, or one for each datum"
+            )
         tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         frames: dict[str, CondIndepStackFrame] = {}
         for term in terms:
@@ -268,11 +279,9 @@ class Draw:
                     "no bound is left; use a weight above 0"
                 )
             # A site that is summed out sums to one also where it is masked: its mask silences what depends on it.
-            factor = _packed(term, term.unmasked if self._sums(term, summed) else term.log_prob)
-            if term.kind == "guide":
-                factor = packed.neg(factor)
-            if not same(weight(term), common):
-                factor = packed.scale_and_mask(factor, scale=weight(term) / common)
+            value = term.unmasked if self._sums(term, summed) else term.log_prob
+            value = -value if term.kind == "guide" else value
+            factor = _packed(term, value if same(weight(term), common) else weight(term) / common * value)
             for frame in term.site["cond_indep_stack"]:
                 if frame.name != self.known.plate and frame.full_size != frame.size:
                     raise ValueError(
@@ -363,7 +372,12 @@ def _same_value(a: Tensor, b: Tensor) -> bool:
 
 
 def _is_zero(weight: float | Tensor) -> bool:
-    return float(weight.detach() if isinstance(weight, Tensor) else weight) == 0
+    return bool((weight == 0).any()) if isinstance(weight, Tensor) else weight == 0
+
+
+def varies_inside(weight: float | Tensor) -> TypeGuard[Tensor]:
+    """Whether a weight may differ between the places of a nested plate."""
+    return isinstance(weight, Tensor) and weight.shape[:-1].numel() > 1
 
 
 def draw_terms(
@@ -391,7 +405,7 @@ def scored(trace: Trace, *, in_guide: bool) -> Iterator[Term]:
         check_density(site, in_guide=in_guide)
         value = at_least_float32(density(site["name"], site["fn"], site["value"], *site["args"], **site["kwargs"]))
         kind: Any = "guide" if in_guide else "observed" if site["is_observed"] else "latent"
-        yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site))
+        yield Term(site["name"], kind, site, scale_and_mask(value, mask=site["mask"]), value, _scale(site, value))
 
 
 def density(name: str, fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -421,8 +435,15 @@ def scoring(name: str, fn: Any) -> Iterator[None]:
         ) from error
 
 
-def _scale(site: dict[str, Any]) -> float | Tensor:
+def _scale(site: dict[str, Any], log_prob: Tensor) -> float | Tensor:
     scale = site["scale"]
+    got = tuple(scale.shape) if isinstance(scale, Tensor) else ()
+    its = (1,) * len(got) + tuple(log_prob.shape)
+    if any(size not in (1, full) for size, full in zip(reversed(got), reversed(its), strict=False)):
+        raise ValueError(
+            f"poutine.scale at site {site['name']!r} has shape {got}, the site only {tuple(log_prob.shape)}; put it "
+            "inside the plates that it has a number for each place of"
+        )
     for frame in site["cond_indep_stack"]:
         if frame.full_size is not None and frame.full_size != frame.size:
             scale = scale / (frame.full_size / frame.size)

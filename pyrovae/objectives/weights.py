@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, as_pair, structure
-from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, is_point, one, same
+from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, is_point, one, same, varies_inside
 from pyrovae.objectives.particles import vectorises
 
 __all__ = ["Ledger", "Term", "ledger", "log_weights"]
@@ -244,9 +244,15 @@ class Ledger:
         """The one `poutine.scale` of all sites.
 
         Raises:
-            ValueError: where sites differ in it, which no bound with a logarithm of a mean can mean.
+            ValueError: where sites, or places of a nested plate, differ in it, which no bound with a logarithm of a
+                mean can mean.
         """
         first = self.terms[0].scale
+        if varies_inside(first):
+            raise ValueError(
+                f"poutine.scale has shape {tuple(first.shape)}, which varies inside a datum; an importance-weighted "
+                "bound needs one scale for all sites of a datum: use ELBO()"
+            )
         for term in self.terms:
             if not same(term.scale, first):
                 raise ValueError(
