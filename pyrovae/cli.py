@@ -32,6 +32,7 @@ from pyrovae.flags import (
     Parser,
     add_objective_arguments,
     add_pair_arguments,
+    config_first,
     first_line,
     objective,
     objective_names,
@@ -41,7 +42,7 @@ from pyrovae.flags import (
 from pyrovae.models.base import as_pair, isolated_random_state
 from pyrovae.models.rebuild import build, family, named, part
 from pyrovae.training import pretraining
-from pyrovae.training.checkpoint import latest
+from pyrovae.training.checkpoint import latest, read
 from pyrovae.training.fit import fit
 from pyrovae.training.loop import Callback, Run
 from pyrovae.training.runs import load as load_run
@@ -55,7 +56,7 @@ MASKS: dict[str, Callable[[], Mask]] = {"pixels": pixels, "rectangle": rectangle
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; ends with exit status 2 and one line for anything that the user can mend."""
+    """Run one command; ends with one line and exit status 2 for what the user can mend, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not given or given[0] in ("-h", "--help"):
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[named(given[0], COMMANDS, "command")](given[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stop:
+        print("; ".join(["pyrovae: interrupted", *filter(None, [str(stop)])]), file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("PYROVAE_TRACEBACK"):
             raise
@@ -101,11 +105,13 @@ def _fit(arguments: list[str]) -> None:
     parser.add_argument("--binarize", type=str | None, default="auto", help="auto, dynamic, static or null.")
     about = f"what hides values from a pair that takes a mask: {', '.join(MASKS)}, or several with commas between."
     parser.add_argument("--mask", type=str | None, default=None, help=about)
-    flags = add_objective_arguments(parser, written_out(flags), getattr(source, "trained_by", "ELBO"))
+    flags = add_objective_arguments(parser, written_out(config_first(flags)), getattr(source, "trained_by", "ELBO"))
     parser.add_argument("--num_samples", type=int, default=1000, help="importance samples of the final log-likelihood.")
     parser.add_argument("--site", type=str | None, default=None, help=SITE)
     if start := getattr(source, "started_by", None):
         parser.add_argument("--pretraining", type=int, default=0, help=f"epochs of {start} before; 0 for none.")
+    about = "fraction of the training rows to validate on instead of the data's own; false for no validation."
+    parser.add_argument("--validation", type=bool | float, default=True, help=about)
     parser.add_function_arguments(fit, skip=BY_CODE, fail_untyped=False)
     add_pair_arguments(parser, source)
     config = parser.parse_args(flags)
@@ -113,19 +119,21 @@ def _fit(arguments: list[str]) -> None:
     options.pop("config", None)
     if isinstance(source, type):
         options |= {name: slot(name, options[name]) for name in SLOTS if name in options}
+    if options["num_samples"] < 1:  # said before training, not after
+        raise ValueError(f"num_samples is {options['num_samples']}, at least 1 is wanted; pass --num_samples 1000, say")
+    out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
+    options["out"] = str(out)
+    options["seed"] = _seed(options, out)
 
     data = load_data(options["data"], root=options["root"], download=options["download"], binarize=options["binarize"])
-    if options["seed"] is None:
-        options["seed"] = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(time.time_ns())))
     with isolated_random_state(options["seed"]):
         pair = _construct(source, options, data)
         chosen = objective(options["objective"], pair=pair, data_size=len(data.train))
     data = _hiding(data, pair, options["mask"])
-    out = Path(options["out"] or Path("runs") / Path(name.split(":")[0]).stem)
-    options["out"] = str(out)
     record = Record(name, options, out / "config.yaml")
     callbacks: list[Callback] = [record, reports.LatentSpace(data, out / "pictures", site=options["site"])]
     of_fit = {key: options[key] for key in inspect.signature(fit).parameters if key in options and key not in BY_CODE}
+    of_fit["validation"] = None if options["validation"] is True else options["validation"]
     run = _pretrained(pair, data, options, record) if options.get("pretraining") else None
     if run is None or not run.interrupted:
         of_fit |= {"out": out, "resume": options["resume"] and run is None}
@@ -137,6 +145,19 @@ def _fit(arguments: list[str]) -> None:
         again = f"pyrovae fit {name} --config {out}/config.yaml --resume true"
         print(f"interrupted after step {run.step}; go on with: {again}")
         return
+    try:
+        _report(run, data, options, out)
+    except KeyboardInterrupt:
+        own = f" --pair {name}" if ":" in name else ""
+        raise KeyboardInterrupt(f"the run is saved; go on with: pyrovae evaluate {out}{own}") from None
+    except ValueError as error:
+        if options["validation"] is not False:
+            raise
+        print(f"fitted in {run.seconds:.1f} s; no figures of held-out data: {error}")  # as of parameters of each row
+
+
+def _report(run: Run, data: Any, options: dict[str, Any], out: Path) -> None:
+    """Figures and pictures of a fitted pair."""
     on: dict[str, Any] = {"site": options["site"], "plate": run.known.plate}
     figures, checked = reports.evaluate(
         run.pair, data, num_samples=options["num_samples"], progress=sys.stderr.isatty(), **on
@@ -146,6 +167,17 @@ def _fit(arguments: list[str]) -> None:
     drawn, skipped = reports.pictures(run.pair, data, out / "pictures", history=run.history, checked=checked, **on)
     print(f"{reports.table(figures)}\n\nfitted in {run.seconds:.1f} s; {len(drawn)} pictures in {out / 'pictures'}")
     _say([], skipped, figures["checks"].get("left_out"))
+
+
+def _seed(options: dict[str, Any], out: Path) -> int:
+    """The one given, that of the run that is gone on with, or a new one."""
+    seed = options["seed"]
+    if seed is None and options["resume"]:
+        path = latest(out / "checkpoints")  # none yet, while the start of the pair was under way
+        seed = (_recorded(out / "config.yaml") if path is None else read(path).config).get("seed")
+    if seed is None:
+        seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(time.time_ns())))
+    return seed
 
 
 def _say(drawn: Sequence[Path], skipped: dict[str, str], unchecked: str | None = None) -> None:
@@ -189,6 +221,7 @@ class Record(Callback):
     def write(self) -> None:
         """Write now."""
         kept = {key: value for key, value in self.options.items() if value is not None or key == "binarize"}
+        kept.pop("resume", None)  # the file is a template for runs in other folders too
         text = f"# pyrovae fit {self.name} --config THIS\n{yaml.safe_dump(kept, sort_keys=False)}"
         reports.write_text(text, self.path)
         self.written = True

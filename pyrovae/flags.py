@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "Parser",
     "add_objective_arguments",
     "add_pair_arguments",
+    "config_first",
     "first_line",
     "objective",
     "objective_names",
@@ -112,6 +114,24 @@ def add_pair_arguments(parser: Parser, source: Any) -> None:
                 parser.add_argument(f"--{name}", type=kind, required=True)
             else:
                 parser.add_argument(f"--{name}", type=kind, default=LATENT_DIM if name == "latent_dim" else default)
+
+
+def config_first(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which a `--config FILE` precedes all others, which overrule it wherever they stand.
+
+    >>> config_first(["--latent_dim", "3", "--config", "run.yaml", "--lr", "0.1"])
+    ['--config', 'run.yaml', '--latent_dim', '3', '--lr', '0.1']
+    """
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--config", "--confi", "--conf"):  # as argparse lets it be cut off
+            files += [word.replace(flag, "--config", 1), *([] if equals else itertools.islice(words, 1))]
+        else:
+            others.append(word)
+    return files + others
 
 
 def written_out(arguments: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from pyrovae.flags import (
 )
 from pyrovae.models import VaDE
 from pyrovae.models.rebuild import build, describe, parts
-from pyrovae.training import pretraining
+from pyrovae.training import checkpoint, pretraining
 from pyrovae.training.runs import load
 
 QUICK = ["--max_epochs", "2", "--num_samples", "20", "--seed", "1", "--progress", "false", "--hidden", "[8]"]
@@ -789,6 +789,8 @@ def test_reports_take_a_plate_that_is_not_plain(tmp_path):
         (["fit", "vae", "--objective.beta", "{name: Linear, start: 0, end: 1}"], "schedule Linear has no epochs; pass"),
         (["fit", "vae", "--max_epochs", "x"], 'Parser key "max_epochs"'),
         (["fit", "vae", "--latent_dim", "0"], "latent_dim is 0"),
+        (["fit", "vae", "--validation", "x"], 'Parser key "validation"'),
+        (["fit", "vae", "--validation", "1.5"], "validation is 1.5, a fraction between 0 and 1"),
         (["fit", "posteriormatching"], "PosteriorMatching takes fitted, which no flag can give; make the pair in"),
         (["fit", "partialvae", "--mask", "half,pixls"], "there is no mask called 'pixls'; did you mean pixels?"),
         (["fit", "vae", "--mask", "half"], "--mask is 'half', but VAE takes no mask; leave it out"),
@@ -833,3 +835,179 @@ def test_list_and_help_and_python_m():
     assert "VAE" in listed
     assert "IWAE" in listed
     assert "digits" in listed
+
+
+# Flags of a run that is gone on with, or cut short -------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """The flags of a small run in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", np.random.default_rng(0).integers(0, 2, (200, 6)).astype(np.float32))
+    return [
+        "--data",
+        "rows.npy",
+        "--compile",
+        "false",
+        "--progress",
+        "false",
+        "--max_epochs",
+        "1",
+        "--num_samples",
+        "5",
+    ]
+
+
+@pytest.fixture
+def small(rows):
+    return [*rows, "--hidden", "[4]", "--latent_dim", "2"]
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Training alone, without what is drawn and estimated of it."""
+    monkeypatch.setattr(reports.LatentSpace, "on_step", lambda self, run: None)
+    monkeypatch.setattr(reports, "evaluate", lambda *rows, **options: ({"checks": {}}, None))
+    monkeypatch.setattr(reports, "pictures", lambda *rows, **options: ([], {}))
+    monkeypatch.setattr(reports, "table", lambda figures: "")
+
+
+def recorded(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("spelled", [["--config", "base/config.yaml"], ["--config=base/config.yaml"]])
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_flags_overrule_the_file_wherever_it_stands(place, spelled, small, no_report, tmp_path):
+    main(["fit", "vae", "--out", "base", *small])
+    one, two = ["--latent_dim", "3"], ["--lr", "0.5", "--out", "other"]
+    flags = {"before": [*one, *two, *spelled], "between": [*one, *spelled, *two], "after": [*spelled, *one, *two]}
+    main(["fit", "vae", *flags[place]])
+    run = load(tmp_path / "other")
+    assert (run.pair.latent_dim, run.config["lr"], run.config["max_epochs"]) == (3, 0.5, 1)
+
+
+def test_a_part_of_the_command_line_overrules_the_files(small, no_report, tmp_path):
+    main(["fit", "vae", "--out", "base", *small, "--prior", "VampPrior", "--prior.num_components", "3"])
+    prior = ["--prior.num_components", "4"]
+    main(["fit", "vae", *prior, "--conf", "base/config.yaml", "--out", "other"])
+    assert load(tmp_path / "other").pair.prior.inputs().shape == (4, 6)
+
+
+def test_the_same_flags_without_a_seed_go_on(small, no_report, tmp_path):
+    main(["fit", "vae", "--out", "base", *small])
+    seed = load(tmp_path / "base").seed
+    main(["fit", "vae", "--out", "base", *small, "--resume", "true", "--max_epochs", "2"])
+    again = load(tmp_path / "base")
+    assert (again.epoch, again.seed, recorded(tmp_path / "base")["seed"]) == (2, seed, seed)
+    (tmp_path / "base" / "config.yaml").unlink()
+    main(["fit", "vae", "--out", "base", *small, "--resume", "true", "--max_epochs", "3"])
+    assert load(tmp_path / "base").epoch == 3
+    assert recorded(tmp_path / "base")["seed"] == seed
+
+
+def test_a_run_that_was_gone_on_with_is_a_template_for_another(small, no_report, tmp_path):
+    main(["fit", "vae", "--out", "base", *small])
+    main(["fit", "vae", "--config", "base/config.yaml", "--resume", "true", "--max_epochs", "2"])
+    assert "resume" not in recorded(tmp_path / "base")
+    main(["fit", "vae", "--config", "base/config.yaml", "--out", "other", "--latent_dim", "3"])
+    assert load(tmp_path / "other").pair.latent_dim == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "goes_on"),
+    [
+        (["fit", "vae"], "the run is saved; go on with: pyrovae evaluate base"),
+        (["fit", "own_pairs.py:Mine"], "the run is saved; go on with: pyrovae evaluate base --pair own_pairs.py:Mine"),
+    ],
+)
+def test_an_interrupted_evaluation_ends_with_what_goes_on(
+    command, goes_on, rows, no_report, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*rows, **options):
+        raise KeyboardInterrupt
+
+    (tmp_path / "own_pairs.py").write_text(
+        OWN.replace("(1, 8, 8)", "(6,)").replace("64", "6").replace("event(3)", "event(1)")
+    )
+    for name in ("evaluate", "pictures"):
+        resume = str((tmp_path / "base").exists()).lower()
+        with monkeypatch.context() as patch:
+            patch.setattr(reports, name, interrupted)
+            with pytest.raises(SystemExit) as ended:
+                main([*command, "--out", "base", *rows, "--resume", resume])
+        assert ended.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1] == f"pyrovae: interrupted; {goes_on}"
+    words = [*goes_on.split()[-4:]] if ":Mine" in goes_on else ["evaluate", "base"]
+    with monkeypatch.context() as patch:
+        patch.setattr(reports, "evaluate", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "pyrovae: interrupted\n"
+    main(words)
+
+
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_a_number_of_samples_is_checked_before_training(number, small, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", "--out", "base", *small, "--num_samples", number])
+    error = capsys.readouterr().err
+    assert f"num_samples is {number}, at least 1 is wanted; pass --num_samples 1000" in error
+    assert not (tmp_path / "base").exists()
+
+
+def test_whole_numbers_that_a_network_does_not_take_are_told_how(small, capsys):
+    np.save("rows.npy", np.load("rows.npy").astype(np.int64))
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", *small])
+    error = capsys.readouterr().err
+    assert "does not run on tensors of shape and type (128, 6) int64" in error
+    assert "save the array with .astype('float32'), or pass x.float()" in error
+    assert "PyroSample" not in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "validated"), [([], 20), (["--validation", "true"], 20), (["--validation", "0.25"], 40), ("false", None)]
+)
+def test_what_to_validate_on_has_a_flag(flag, validated, small, no_report, tmp_path):
+    main(["fit", "vae", "--out", "base", *small, *(flag if validated else ["--validation", flag])])
+    run = load(tmp_path / "base")
+    assert run.config["validation_rows"] == validated
+    assert ("validation_loss" in run.history) == (validated is not None)
+    main(["fit", "vae", "--config", "base/config.yaml", "--resume", "true", "--max_epochs", "2"])
+    assert load(tmp_path / "base").config["validation_rows"] == validated
+
+
+PER_ROW = """
+import pyro
+import pyro.distributions as dist
+import torch
+
+
+def model(x):
+    weight = pyro.param("weight", lambda: torch.full((2, 6), 0.1))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=z @ weight).to_event(1), obs=x)
+
+
+def guide(x):
+    loc = pyro.param("loc", torch.zeros(160, 2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+pair = (model, guide)
+"""
+
+
+def test_a_pair_with_parameters_of_each_row_is_fitted_without_validation(rows, tmp_path, capsys):
+    (tmp_path / "per_row.py").write_text(PER_ROW)
+    flags = ["per_row.py:pair", "--out", "base", *rows, "--batch_size", "160"]
+    main(["fit", *flags, "--validation", "false"])
+    assert re.search(
+        r"^fitted in .* s; no figures of held-out data: Shape mismatch.*20 vs 160", capsys.readouterr().out
+    )
+    assert checkpoint.read(checkpoint.latest(tmp_path / "base" / "checkpoints")).parameters["loc"].any()

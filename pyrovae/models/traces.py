@@ -107,7 +107,9 @@ def told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
         own = " (numbers of PyroSample(Normal(0.0, 1.0)) have torch's default dtype)" if "same dtype" in said else ""
+        fix = f"pass data of the shape and dtype that it takes{own}, or see above where it fails"
+        if own and not any(isinstance(v, Tensor) and v.is_floating_point() for v in batch):
+            fix = "a network takes floating numbers: save the array with .astype('float32'), or pass x.float()"
         raise ValueError(
-            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); "
-            f"pass data of the shape and dtype that it takes{own}, or see above where it fails"
+            f"the pair does not run on tensors of shape and type {', '.join(tensors)} ({said}); {fix}"
         ) from error
