@@ -15,6 +15,7 @@ from pyrovae.data import Data, Split
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair
 from pyrovae.nets import MLP
+from pyrovae.objectives import DensityRatio, FactorVAE
 from pyrovae.training import checkpoint
 from pyrovae.training.alone import alone_in
 from pyrovae.training.fit import fit
@@ -181,6 +182,11 @@ def test_a_last_batch_of_one_row():
     with pytest.raises(ValueError, match=r"one row, of 31 rows in batches of 6, at which it fails .* such as 4$"):
         quietly(vae(encoder=with_norm), BITS[:31], max_epochs=1, batch_size=6, callbacks=[Never()])
     assert quietly(vae(encoder=with_norm), BITS[:31], max_epochs=1, batch_size=4).step == 8
+
+
+def test_a_last_batch_of_one_row_of_an_objective_with_a_critic():
+    run = quietly(vae(), BITS[:33], objective=FactorVAE(DensityRatio(2)), max_epochs=1, batch_size=16)
+    assert run.step == 3
 
 
 class Counted(nn.Module):

@@ -152,6 +152,7 @@ class Loop:
             return
         shapes = {name: [list(tensor.shape), str(tensor.dtype)] for name, tensor in self.state.items()}
         facts = {**self.run.config, "out is given": self.run.out is not None, "state": shapes}
+        facts["the hash of the first rows of data"] = facts.pop("data_hash")
         self.processes.check_same(facts)
         self.processes.broadcast_(self.state.values())
         if self.processes.rank:

@@ -182,8 +182,9 @@ def _tried(step: Step, batch: tuple[Tensor, ...], why: str, fix: str) -> None:
     except Exception as error:
         raise ValueError(f"{why}, at which it fails ({str(error).splitlines()[0][:200]}); {fix}") from error
     finally:
-        for name, value in buffers.items():
-            step.known.buffers[name].copy_(value)
+        with torch.no_grad():  # a critic's parameters are among them
+            for name, value in buffers.items():
+                step.known.buffers[name].copy_(value)
 
 
 def check_support(pair: PairLike, known: Structure, data: Split | Stream, argument: str) -> None:
