@@ -1,6 +1,7 @@
 """Annealed importance sampling and its sandwich against exact log-likelihoods."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -329,6 +330,55 @@ def test_the_sandwich_with_discrete_sites_and_the_guide():
         print(sandwich)
         assert -0.05 - FOUR * sandwich.gap_error < sandwich.gap < 0.2 + FOUR * sandwich.gap_error
     assert sandwich.gap == 0  # discrete latents alone
+
+
+def transposed_model(x):
+    """z ~ N(0, 1), x_d | z ~ N(z, 1) for three d in a nested plate, which observes the transpose."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("parts", x.size(1), dim=-2):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+
+def transposed_guide(x):
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x.sum(1) / 4, 0.5))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_guide_is_given_the_data_of_the_model_row_by_row(strided):
+    """With the exact posterior to start from, both bounds are log p(x) whatever the temperatures."""
+    x = torch.zeros(3, 5, dtype=torch.float64).T if strided else torch.zeros(5, 3, dtype=torch.float64)
+    sandwich = bdmc((transposed_model, transposed_guide), x, start="guide", num_temperatures=3, num_leapfrog=2)
+    print(sandwich)
+    assert (sandwich.upper.per_datum - sandwich.lower.per_datum).abs().max() < 1e-12
+    assert sandwich.lower.per_datum.std() > 0.1
+    assert not x.any(), "the data themselves are as before"
+
+
+def test_what_no_data_are_made_of_is_named():
+    def model(x, factor=False, obs=lambda x: x, twice=False):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=obs(x))
+            if twice:
+                pyro.sample("again", dist.Normal(z, 1.0), obs=x)
+            if factor:
+                pyro.factor("bonus", -z.square())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    x = torch.zeros(4, dtype=torch.float64)
+    for start in ("prior", "guide"):
+        with pytest.raises(ValueError, match=r"factors \['bonus'\], which can't be drawn from.*ais"):
+            bdmc((partial(model, factor=True), guide), x, start=start, **SHORT)
+    with pytest.raises(ValueError, match=r"observed sites \['x'\] are no tensors of the batch.*pass start=\"prior\""):
+        bdmc((partial(model, obs=lambda x: x + 1), guide), x, start="guide", **SHORT)
+    with pytest.raises(ValueError, match=r"observed sites \['x', 'again'\] are no tensors"):
+        bdmc((partial(model, twice=True), guide), x, start="guide", **SHORT)
+    assert math.isfinite(bdmc((partial(model, obs=lambda x: x + 1), guide), x, **SHORT).gap)
 
 
 def test_what_cannot_be_annealed_is_named():

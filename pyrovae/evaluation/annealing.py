@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
 from pyrovae.objectives import ledger
 from pyrovae.objectives.draws import is_point
-from pyrovae.objectives.dreams import uncondition
+from pyrovae.objectives.dreams import dreamt_batch, uncondition, why_not
 from pyrovae.objectives.unscored import unscored
 
 __all__ = ["Sandwich", "ais", "bdmc"]
@@ -157,7 +158,8 @@ def bdmc(
         the `Sandwich`.
 
     Raises:
-        ValueError: see `ais`; also with start "guide" where the observed site's value is not what the guide is given.
+        ValueError: see `ais`; also for a `pyro.factor`, and with start "guide" where the observed site's value is not
+            what the guide is given.
 
     Source: Grosse, Ghahramani & Adams 2015, https://arxiv.org/abs/1511.02543, section 3; Wu et al. 2017, section 3.
     """
@@ -190,21 +192,26 @@ def bdmc(
 
 def _simulated(on: Evaluation, run: Any, batch: tuple[Tensor, ...], start: str) -> tuple[Any, Any, dict[str, Tensor]]:
     """A model that observes data of its own, what to call it with, and the latents that made these data."""
-    trace = poutine.trace(run.model).get_trace(*batch)
-    observed = {site["name"] for site in random_sites(trace) if site["name"] in on.known.observed}
     trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
-    x = {name: trace.nodes[name]["value"] for name in observed}
-    z = {s["name"]: s["value"] for s in random_sites(trace) if s["name"] in on.known.latent}
-    replaced = list(batch)
-    for name, (position, _) in on.known.supports.items():
-        replaced[position] = x[name].reshape(batch[position].shape)
-    if start == "guide" and (missing := observed - set(on.known.supports)):
+    if factors := [site["name"] for site in random_sites(trace) if site_is_factor(site)]:
         raise ValueError(
-            f"observed sites {sorted(missing)} are not what the guide is given, so it cannot see new data; "
-            'pass start="prior"'
+            f"the model has the factors {factors}, which can't be drawn from, so that it makes no data to bound; "
+            "pass data of your own to ais"
         )
+    x = {name: _in_dtype_of_data(trace.nodes[name]) for name in on.known.observed}
+    z = {s["name"]: s["value"] for s in random_sites(trace) if s["name"] in on.known.latent}
+    if start == "guide":
+        if why := why_not(trace, on.known):
+            raise ValueError(f'{why}; pass start="prior"')
+        batch = tuple(dreamt_batch(trace, batch, on.known))
     model = poutine.condition(uncondition(run.model), data=x)
-    return model, tuple(replaced), z
+    return model, batch, z
+
+
+def _in_dtype_of_data(site: dict[str, Any]) -> Tensor:
+    """What a site drew, as exact as what it observed: a model may draw in float32 what it is given in float64."""
+    dtype = site["infer"]["obs"].dtype
+    return site["value"].to(dtype if dtype.is_floating_point else None)
 
 
 def _counter(bar: Any, rows: int) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.draws import Draw, scored
 
-__all__ = ["dream", "dream_log_q", "uncondition"]
+__all__ = ["dream", "dream_log_q", "dreamt_batch", "uncondition", "why_not"]
 
 
 def uncondition(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,8 +54,11 @@ def dream(pair: PairLike, batch: Sequence[Any], known: Structure) -> tuple[Trace
             and where the model has a `pyro.factor`, which can't be drawn from.
     """
     trace = poutine.trace(uncondition(pair.model)).get_trace(*batch)
-    _refuse(trace, known)
-    return trace, _dreamt_batch(trace, batch, known)
+    if why := why_not(trace, known):
+        raise ValueError(
+            f"{why}: there are no dreams; pass an objective that needs none, ReweightedWakeSleep(5) for one"
+        )
+    return trace, dreamt_batch(trace, batch, known)
 
 
 def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tensor:
@@ -78,22 +81,28 @@ def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tenso
     return Draw([*scored(guide_trace, in_guide=True)], known, 1, {}).log_q(lambda _: True).squeeze(0)
 
 
-def _refuse(dreamt: Trace, known: Structure) -> None:
+def why_not(dreamt: Trace, known: Structure) -> str:
+    """What keeps the guide from being given a dream; empty where nothing does."""
     factors = [site["name"] for site in random_sites(dreamt) if site_is_factor(site)]
     claimed = Counter(position for position, _ in known.supports.values())
     lost = [name for name in known.observed if name not in known.supports or claimed[known.supports[name][0]] > 1]
     if factors:
-        why = f"the model has the factors {factors}, which can't be drawn from"
-    elif not known.observed:
-        why = "the model observes no site"
-    elif lost:
-        why = f"observed sites {lost} are no tensors of the batch of their own, so that the guide can't be given others"
-    else:
-        return
-    raise ValueError(f"{why}: there are no dreams; pass an objective that needs none, ReweightedWakeSleep(5) for one")
+        return f"the model has the factors {factors}, which can't be drawn from"
+    if not known.observed:
+        return "the model observes no site"
+    if lost:
+        return (
+            f"observed sites {lost} are no tensors of the batch of their own, so that the guide can't be given others"
+        )
+    return ""
 
 
-def _dreamt_batch(dreamt: Trace, batch: Sequence[Any], known: Structure) -> list[Any]:
+def dreamt_batch(dreamt: Trace, batch: Sequence[Any], known: Structure) -> list[Any]:
+    """The batch with the dream in place of what the model observes of it, transposed or flattened as that is.
+
+    Raises:
+        ValueError: where a site draws another shape than it observes, or observes a copy of the batch.
+    """
     replaced = list(batch)
     for name, (position, _) in known.supports.items():
         site, tensor = dreamt.nodes[name], batch[position]
