@@ -137,6 +137,27 @@ def test_tensors_and_arrays_are_alike():
     assert disentanglement_scores(*as_tensors) == ALL["perfect"]
 
 
+def test_values_of_factors_need_not_be_whole_numbers():
+    """Only R^2 of `sap` knows by how much values differ; a map of equal steps leaves that too."""
+    scales = 0.5 + 0.1 * FACTORS  # as those of dSprites
+    assert disentanglement_scores(PERFECT, scales) == pytest.approx(ALL["perfect"], abs=1e-9)
+    assert disentanglement_scores(SHUFFLED, torch.tensor(scales)) == pytest.approx(ALL["shuffled"], abs=1e-9)
+    assert dci(PERFECT, np.exp(scales)) == dci(PERFECT, FACTORS)
+    squares = FACTORS[:, :1] ** 2
+    codes = np.concatenate([squares, FACTORS[:, :1]], 1)
+    r = np.corrcoef(codes.T)[0, 1]
+    assert sap(codes, squares) == pytest.approx(1 - r**2), "an ordered factor keeps its values"
+    assert sap(codes, squares / 3, categorical=[0]) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("score", [dci, disentanglement_scores])
+def test_too_few_rows_are_named(score):
+    rows = np.array([[0, 0], [1, 1], [0, 1], [1, 0]])
+    with pytest.raises(ValueError, match=r"same N rows, at least 4"):
+        score(rows[:3], rows[:3])
+    score(rows, rows)
+
+
 def test_seeds_make_the_draws(untouched):
     noisy = PERFECT + np.random.default_rng(2).normal(size=PERFECT.shape)
     first, again, other = (beta_vae_score(noisy, FACTORS, seed=seed) for seed in (0, 0, 1))
@@ -149,6 +170,7 @@ def test_seeds_make_the_draws(untouched):
         (PERFECT[:, 0], FACTORS, r"codes have shape \(1440,\) and factors \(1440, 3\); pass \(N, latents\)"),
         (PERFECT[:5], FACTORS, r"codes have shape \(5, 3\)"),
         (np.where(PERFECT > 5, np.nan, PERFECT), FACTORS, "codes are not finite"),
+        (PERFECT, np.where(FACTORS > 2, np.nan, FACTORS), r"factors \[1\] are not finite; leave out rows"),
         (PERFECT, FACTORS * [1, 0, 1], r"factors \[1\] of 3 never change"),
     ],
 )

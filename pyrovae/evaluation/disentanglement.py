@@ -1,7 +1,8 @@
 """How far single latents stand for single factors of variation: scores of codes against known factors.
 
 Every score takes codes (N, L), of any encoder (`pyrovae.evaluation.encode(pair, data)` gives means of q), and factors
-(N, F), one column of class values for each factor; each is 1 for a code that is its factors, in any order of latents.
+(N, F), one column of values, each a class, for each factor; each is 1 for a code that is its factors, in any order of
+latents.
 
     >>> factors = np.stack(np.unravel_index(np.arange(640) % 64, (4, 4, 4)), 1)
     >>> codes = factors[:, [2, 0, 1]] + 0.0  # each latent is one factor
@@ -152,6 +153,7 @@ def sap(codes: Tensor | Array, factors: Tensor | Array, *, categorical: Iterable
 
     Source: Kumar, Sattigeri & Balakrishnan 2018, https://arxiv.org/abs/1711.00848.
     """
+    values = _array(factors)
     codes, factors = _checked(codes, factors)
     without_order = set(categorical)
     if outside := without_order - set(range(factors.shape[1])):
@@ -168,7 +170,7 @@ def sap(codes: Tensor | Array, factors: Tensor | Array, *, categorical: Iterable
                 predicted = tree.fit(code[:, None], factor).predict(code[:, None])
                 scores[j, k] = balanced_accuracy_score(factor, predicted, adjusted=True)
             else:
-                scores[j, k] = np.corrcoef(code, factor)[0, 1] ** 2
+                scores[j, k] = np.corrcoef(code, values[:, k])[0, 1] ** 2
     return _gap(scores)
 
 
@@ -187,7 +189,7 @@ def dci(codes: Tensor | Array, factors: Tensor | Array, *, num_trees: int = 50, 
 
     Source: Eastwood & Williams 2018, a framework for disentangled representations. Their informativeness is an error.
     """
-    codes, factors = _checked(codes, factors)
+    codes, factors = _checked(codes, factors, at_least=4)  # of which one is scored
     order = np.random.default_rng(seed).permutation(len(codes))
     train, test = order[len(order) // 4 :], order[: len(order) // 4]
     importance = np.zeros((codes.shape[1], factors.shape[1]))
@@ -279,16 +281,26 @@ def _sharing(factor: Array, rows: Array, generator: np.random.Generator) -> Arra
     return order[starts[of] + (generator.random(rows.shape) * counts[of]).astype(int)]
 
 
-def _checked(codes: Tensor | Array, factors: Tensor | Array) -> tuple[Array, Array]:
-    values, classes = (np.asarray(a.detach().cpu() if isinstance(a, Tensor) else a) for a in (codes, factors))
-    if values.ndim != 2 or classes.ndim != 2 or len(values) != len(classes) or len(values) < 2:
+def _checked(codes: Tensor | Array, factors: Tensor | Array, *, at_least: int = 2) -> tuple[Array, Array]:
+    """Codes, and the values of each factor as classes 0, 1, ... in their order."""
+    codes, factors = _array(codes), _array(factors)
+    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or len(codes) < at_least:
         raise ValueError(
-            f"codes have shape {values.shape} and factors {classes.shape}; pass (N, latents) and (N, factors) of the "
-            "same N rows, at least 2"
+            f"codes have shape {codes.shape} and factors {factors.shape}; pass (N, latents) and (N, factors) of the "
+            f"same N rows, at least {at_least}"
         )
-    if not np.isfinite(values).all():
+    if not np.isfinite(codes).all():
         raise ValueError("codes are not finite; leave out rows with NaN or infinity")
-    constant = [k for k, factor in enumerate(classes.T) if (factor == factor[0]).all()]
-    if constant or not classes.shape[1]:
-        raise ValueError(f"factors {constant} of {classes.shape[1]} never change; leave out their columns")
-    return values.astype(float), classes
+    if factors.dtype.kind == "f" and not np.isfinite(factors).all():
+        unknown = [k for k, factor in enumerate(factors.T) if not np.isfinite(factor).all()]
+        raise ValueError(f"factors {unknown} are not finite; leave out rows with NaN or infinity")
+    # scikit-learn takes numbers that are not whole for those of a regression
+    classes = [np.unique(factor, return_inverse=True)[1] for factor in factors.T]
+    constant = [k for k, column in enumerate(classes) if not column.any()]
+    if constant or not classes:
+        raise ValueError(f"factors {constant} of {len(classes)} never change; leave out their columns")
+    return codes.astype(float), np.stack(classes, 1)
+
+
+def _array(values: Tensor | Array) -> Array:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
