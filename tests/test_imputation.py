@@ -228,6 +228,44 @@ def test_the_hidden_values_are_not_read():
         assert len(one.x.unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize("placeholder", [-1.0, 999.0])
+def test_placeholders_that_the_likelihood_can_not_give_are_not_scored(placeholder):
+    torch.manual_seed(0)
+    mask = torch.rand(6, 4) > 0.4
+    mask[:, 0] = True
+    pair, x = pv.PartialVAE(4, 2, hidden=(8,)), torch.rand(6, 4).round()
+    want, got = (
+        impute(pair, {"x": torch.where(mask, x, elsewhere), "mask": mask}, num_samples=5)
+        for elsewhere in (0.0, placeholder)
+    )
+    assert torch.equal(want.x, got.x)
+    assert torch.equal(want.mean, got.mean)
+    assert torch.equal(want.ess, got.ess)
+
+
+def test_the_weights_of_what_is_missing_do_not_read_it():
+    """Of the true values of x only the density of what is missing may depend on them: exactly one factor each."""
+    x, mask = torch.tensor([[1.0, 3.0], [0.0, 3.0]]), torch.tensor([[True, False]] * 2)
+    given = []
+
+    class Watched(dist.Poisson):
+        def log_prob(self, value):
+            given.append(value)
+            return super().log_prob(value)
+
+    class Pair(Whole):
+        def model(self, x, mask):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 0.5))
+                each = Watched(torch.stack([torch.ones_like(z), z.exp()], -1))
+                pyro.sample("x", each.to_event(1), obs=x)
+
+    missing_log_likelihood(Pair(), {"x": x, "mask": mask}, num_samples=3)
+    assert sum(torch.equal(value, x) for value in given) == 1
+    with pytest.raises(ValueError, match=r"x has values that the likelihood at site 'x' cannot give.*\[-1, 1\]"):
+        missing_log_likelihood(Pair(), {"x": torch.where(mask, x, -1.0), "mask": mask})
+
+
 def test_batches_are_joined_in_order():
     pair = Masked()
     rows = {name: value.repeat(3, 1) for name, value in data(pair).items()}

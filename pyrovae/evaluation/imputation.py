@@ -26,6 +26,7 @@ from torch import Tensor
 from pyrovae.data import Split
 from pyrovae.data.masks import check_mask
 from pyrovae.distributions import by_element, masked
+from pyrovae.evaluation.chunks import check_support
 from pyrovae.evaluation.estimates import Estimate, estimate, is_density
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import observed_site
@@ -102,16 +103,18 @@ def impute(
     check_counts(num_imputations=num_imputations, num_samples=num_samples)
     particles = num_samples or num_imputations
     with _with_masks(pair, data, plate, seed, batch_size, particles, reads_mask=True) as (on, batches):
+        at = on.rows.names.index("x")
         parts = []
         for run, batch, x, mask in batches:
-            drawn = ledger(run, *_hidden(run, batch, x, mask, on), num_particles=particles, known=on.known)
+            hidden = _hidden(run, batch, x, mask, on)
+            drawn = ledger(run, *hidden, num_particles=particles, known=on.known)
             likelihood = _likelihood(drawn)
             values = _first(_sample(likelihood, particles), x, x.dtype)
             means = _first(_mean(likelihood, particles), x, _real(x))
             if num_samples is None:
                 mean, ess = means.mean(0), means.new_full((len(x),), math.nan)
             else:
-                log_w = _log_weights(drawn, masked(likelihood, mask).log_prob(x))  # (K, B)
+                log_w = _log_weights(drawn, masked(likelihood, mask).log_prob(hidden[at]))  # (K, B)
                 share = log_w.softmax(0)
                 chosen = torch.multinomial(share.T, num_imputations, replacement=True).T  # (M, B)
                 values = values.gather(0, _like(chosen, values).expand(-1, *values.shape[1:]))
@@ -220,11 +223,14 @@ def missing_log_likelihood(
     """
     check_counts(num_samples=num_samples)
     with _with_masks(pair, data, plate, seed, batch_size, num_samples, reads_mask=True) as (on, batches):
+        at = on.rows.names.index("x")
         values, variances, density = [], [], True
         for run, batch, x, mask in batches:
-            drawn = ledger(run, *_hidden(run, batch, x, mask, on), num_particles=num_samples, known=on.known)
+            check_support(on, batch)
+            hidden = _hidden(run, batch, x, mask, on)
+            drawn = ledger(run, *hidden, num_particles=num_samples, known=on.known)
             likelihood = _likelihood(drawn)
-            log_w = _log_weights(drawn, masked(likelihood, mask).log_prob(x)).double()
+            log_w = _log_weights(drawn, masked(likelihood, mask).log_prob(hidden[at])).double()
             log_all = log_w + masked(likelihood, ~mask).log_prob(x)
             values.append(log_all.logsumexp(0) - log_w.logsumexp(0))
             variances.append((log_all.softmax(0) - log_w.softmax(0)).square().sum(0))
@@ -298,7 +304,10 @@ def _check_reads_observed(on: Evaluation) -> None:
 
 
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:
-    """The batch with a draw from the model in place of what is missing: true values must not reach the guide."""
+    """The batch with a draw from the model in place of what is missing: true values must not reach the guide.
+
+    Nor need what the data hold there be a value that the likelihood can give.
+    """
     site = observed_site(on.known, "x")
     trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
     drawn = trace.nodes[site]["value"].to(x.dtype).reshape(x.shape)
