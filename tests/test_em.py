@@ -19,6 +19,7 @@ from test_classical import Factorial, blobs, mixture
 
 from pyrovae import ELBO, MeanField, fit, fit_em, log_marginal, mean_field_posterior
 from pyrovae.models.base import Functions, structure
+from pyrovae.objectives import ledger
 from pyrovae.objectives.hmc import Chains
 from pyrovae.training.em import Ascent, CoordinateAscent, Exact, MonteCarlo
 
@@ -521,3 +522,145 @@ def test_chains_reject_what_leaves_the_numbers():
         fit_em((counts, lambda x: None), x, e_step=MonteCarlo(), max_epochs=30, seed=0)
     # E r = 2 / rate = the mean of x at the maximum: x is negative binomial of 2 successes
     assert pyro.param("rate").item() == pytest.approx(2.0 / x.mean().item(), rel=0.1)
+
+
+# Supports that are not the same for all data --------------------------------------------------------------------------
+
+
+def bounded(x, hi):
+    """b ~ Uniform(0, hi), x ~ N(b, hi), with hi of each datum's own."""
+    with pyro.plate("data", len(x)):
+        b = pyro.sample("b", dist.Uniform(torch.zeros_like(hi), hi))
+        pyro.sample("x", dist.Normal(b, hi), obs=x)
+
+
+def bounded_mixture(x, hi):
+    """The same, as a mixture of two."""
+    high = hi[:, None].expand(-1, 2)
+    with pyro.plate("data", len(x)):
+        components = dist.Uniform(torch.zeros_like(high), high)
+        b = pyro.sample("b", dist.MixtureSameFamily(dist.Categorical(torch.ones_like(high)), components))
+        pyro.sample("x", dist.Normal(b, hi), obs=x)
+
+
+@pytest.mark.parametrize("model", [bounded, bounded_mixture])
+def test_local_parameters_have_the_bounds_of_their_rows(model):
+    hi = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+    pair = MeanField(model, 0.7 * hi, hi)
+    rows = torch.tensor([3, 1])
+    pyro.set_rng_seed(0)
+    found = pair.factor("b", rows).sample((4000,)).max(0).values
+    assert ((found > 0.8 * hi[rows]) & (found < hi[rows])).all()
+    drawn = poutine.trace(pair.guide).get_trace(0.7 * hi[rows], hi[rows], rows)
+    drawn.compute_log_prob()
+    b = drawn.nodes["b"]["value"]
+    normal = torch.distributions.Normal(0.0, 1.0)
+    u = (b / hi[rows]).logit()
+    want = normal.log_prob(u) - (b * (1 - b / hi[rows])).log()  # db / du = b (1 - b / hi)
+    torch.testing.assert_close(drawn.nodes["b"]["log_prob"], want, rtol=1e-4, atol=1e-4)
+    fit(pair, (0.7 * hi, hi, torch.arange(4)), batch_size=2, max_epochs=2, lr=0.1, seed=0, progress=False)
+
+
+def test_local_parameters_of_a_unit_interval_are_those_of_a_scaled_one():
+    """x / hi has the same posterior for all data, whatever their bounds."""
+    hi = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
+    ends = []
+    for scale in (hi, torch.ones_like(hi)):
+        x = 0.7 * scale
+        pair = MeanField(bounded, x, scale)
+        batch = x, scale, torch.arange(3)
+        fit(pair, batch, batch_size=2, max_epochs=20, lr=0.1, seed=0, progress=False)
+        ends.append(torch.stack([p.detach() for p in pair.factors.parameters()]))
+    torch.testing.assert_close(*ends)
+
+
+def below(x):
+    """a ~ Gamma(2, 1), b | a ~ Uniform(0, a), so that b ~ Exponential(1) and a - b too; x ~ N(b, 1/2)."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Gamma(x.new_tensor(2.0), 1.0))
+        b = pyro.sample("b", dist.Uniform(torch.zeros_like(a), a))
+        pyro.sample("x", dist.Normal(b, 0.5), obs=x)
+
+
+def moments_below(x):
+    """Means and variances of a and b given x, by a sum over a grid of b."""
+    b = torch.linspace(0.0005, 30.0, 60000, dtype=torch.float64)[:, None]
+    log_p = -b + dist.Normal(b, 0.5).log_prob(x)
+    q = log_p.softmax(0)
+    mean = (q * b).sum(0)
+    variance = (q * b**2).sum(0) - mean**2
+    return mean + 1, variance + 1, mean, variance
+
+
+def test_chains_on_a_support_that_depends_on_another_latent():
+    x = torch.tensor([0.3, 2.0, 5.0], dtype=torch.float64)
+    pyro.set_rng_seed(0)
+    found = chains(below, x, count=1000, moves=100)
+    values = found.values
+    assert (values["b"] < values["a"]).all()
+    a, a_variance, b, b_variance = moments_below(x)
+    assert_mean(values["a"], a, a_variance)
+    assert_mean(values["b"], b, b_variance)
+    want = (
+        dist.Gamma(x.new_tensor(2.0), 1.0).log_prob(values["a"]) - values["a"].log()
+        + dist.Normal(values["b"], 0.5).log_prob(x)
+    )  # fmt: skip
+    torch.testing.assert_close(found.log_joint(), want)
+
+
+def test_local_parameters_on_a_support_that_depends_on_another_latent():
+    x = torch.tensor([0.3, 2.0, 5.0], dtype=torch.float64)
+    pair = MeanField(below, x)
+    batch = x, torch.arange(3)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    for num_particles in (1, 3):
+        drawn = ledger(pair, *batch, num_particles=num_particles)
+        a, b = drawn.values["a"], drawn.values["b"]
+        log_q = normal.log_prob(a.log()) - a.log() + normal.log_prob((b / a).logit()) - (b * (1 - b / a)).log()
+        log_p = dist.Gamma(2.0, 1.0).log_prob(a) - a.log() + dist.Normal(b, 0.5).log_prob(x)
+        torch.testing.assert_close(drawn.log_weights(), (log_p - log_q).reshape(num_particles, 3))
+    fit(pair, batch, batch_size=2, max_epochs=2, lr=0.1, seed=0, progress=False)
+    with pytest.raises(ValueError, match="the support of site 'b' depends on other latents, which rows do not tell"):
+        pair.factor("b", torch.arange(3))
+
+
+def test_chains_keep_their_draws_while_learned_bounds_move():
+    """F is of fixed draws: its gradient by the bound is that of -log(high), not of where the draws would move."""
+    high = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Uniform(torch.zeros_like(high), high))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    x = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    found = chains(model, x, count=20, moves=4)
+    (gradient,) = torch.autograd.grad(found.mean(), high)
+    torch.testing.assert_close(gradient, -1 / high.detach())
+
+
+def test_chains_on_a_mixture_and_a_support_of_a_switch():
+    def model(x):
+        weights = dist.Categorical(x.new_tensor([0.4, 0.6]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(weights, dist.Normal(x.new_tensor([-0.5, 0.8]), 0.9)))
+            pyro.sample("x", dist.Normal(z, pyro.param("scale", x.new_tensor(0.7))), obs=x)
+
+    x = torch.tensor([-0.4, 1.5], dtype=torch.float64)
+    pyro.set_rng_seed(0)
+    found = chains(model, x, count=1000)
+    locs, precision = x.new_tensor([[-0.5], [0.8]]), 1 / 0.81 + 1 / 0.49
+    q = (x.new_tensor([[0.4], [0.6]]).log() + dist.Normal(locs, math.hypot(0.9, 0.7)).log_prob(x)).softmax(0)
+    means = (locs / 0.81 + x / 0.49) / precision
+    mean = (q * means).sum(0)
+    assert_mean(found.values["z"], mean, (q * means**2).sum(0) - mean**2 + 1 / precision)
+    fit_em((model, lambda x: None), x, e_step=MonteCarlo(4), max_epochs=1, seed=0)
+
+    def switched(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.5)))
+            b = pyro.sample("b", dist.Uniform(torch.zeros_like(c), 1 + c))
+            pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="the support of site 'b' depends on a discrete site, which is summed"):
+        chains(switched, torch.zeros(20))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
-__all__ = ["bijection", "with_bounds"]
+__all__ = ["bijection", "bounds", "unmixed", "with_bounds"]
 
 
 def bijection(name: str, support: constraints.Constraint) -> Transform:
@@ -23,12 +23,19 @@ def bijection(name: str, support: constraints.Constraint) -> Transform:
     ExpTransform()
     """
     try:
-        return biject_to(_unmixed(name, support))
+        return biject_to(unmixed(name, support))
     except NotImplementedError as error:
         raise ValueError(
             f"site {name!r} has the support {support}, to which torch has no bijection from the reals; condition on it "
             "with pyro.poutine.condition, or register one with torch.distributions.biject_to"
         ) from error
+
+
+def bounds(support: constraints.Constraint) -> list[Tensor]:
+    """The tensors that a support is made of."""
+    parts = vars(support).values()
+    inner = [part for part in parts if isinstance(part, constraints.Constraint)]
+    return [part for part in parts if isinstance(part, Tensor)] + [bound for part in inner for bound in bounds(part)]
 
 
 def with_bounds(support: constraints.Constraint, of: Callable[[Tensor], Tensor]) -> constraints.Constraint:
@@ -42,13 +49,18 @@ def with_bounds(support: constraints.Constraint, of: Callable[[Tensor], Tensor])
     return new
 
 
-def _unmixed(name: str, support: constraints.Constraint) -> constraints.Constraint:
+def unmixed(name: str, support: constraints.Constraint) -> constraints.Constraint:
+    """The support of a site, with that of one component in place of a mixture's.
+
+    Raises:
+        ValueError: naming the site, where components have different bounds.
+    """
     if isinstance(support, constraints.independent):
-        base = _unmixed(name, support.base_constraint)
+        base = unmixed(name, support.base_constraint)
         return constraints.independent(base, support.reinterpreted_batch_ndims)
     if isinstance(support, MixtureSameFamilyConstraint):
         one = partial(_of_one_component, name=name, dim=-1 - support.event_dim)
-        return _unmixed(name, with_bounds(support.base_constraint, one))
+        return unmixed(name, with_bounds(support.base_constraint, one))
     return support
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -16,9 +17,9 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
-from torch.distributions import biject_to
 
-from pyrovae.models.base import Functions, Structure, structure
+from pyrovae.distributions.supports import bijection
+from pyrovae.models.base import Functions, Structure, isolated_random_state, structure
 from pyrovae.models.local import latent_sites, substituted
 from pyrovae.objectives.particles import PARTICLES, vectorises
 from pyrovae.objectives.weights import Ledger, ledger
@@ -32,7 +33,8 @@ class Chains:
     r"""K chains for each datum, whose states are draws from p(z | x; theta) in the end.
 
     They live on the unconstrained reals u, z = T(u), with density p(x, T(u)) |det dT/du|; discrete sites, which are
-    enumerated, are summed out of it. They start from the prior.
+    enumerated, are summed out of it. They start from the prior. T is that of the site's support, given the latents
+    before it and the parameters.
 
     Args:
         model: a Pyro model whose parameters may change between moves.
@@ -43,11 +45,13 @@ class Chains:
 
     Attributes:
         position: u of each site, (K, nested plates..., B, *event).
+        values: z of each site, alike; they stay when the parameters change, until the next moves.
         step_size: (B,).
         acceptance: mean probability of the last moves, (B,).
 
     Raises:
-        ValueError: where there is no continuous site, one lies outside the data plate, or the model does not vectorise.
+        ValueError: where there is no continuous site, one lies outside the data plate, its support depends on a
+            discrete one, or the model does not vectorise.
 
     Source: Neal 2011.
     """
@@ -68,27 +72,26 @@ class Chains:
             raise ValueError("the model has no continuous latent site to move; pass e_step=Exact()")
         if discrete := [name for name, site in sites.items() if site["fn"].support.is_discrete]:
             raise ValueError(f"latent sites {discrete} are discrete and cannot be summed; pass e_step=Ascent()")
-        self.event_dims = {name: site["fn"].event_dim for name, site in sites.items()}
-        self.transforms = {name: biject_to(site["fn"].support) for name, site in sites.items()}
-        self.position = {name: self.transforms[name].inv(site["value"]) for name, site in sites.items()}
+        self.position = {n: bijection(n, site["fn"].support).inv(site["value"]) for n, site in sites.items()}
+        self.values, again = self._values(seed=0), self._values(seed=1)
+        if moved := [name for name, z in self.values.items() if not torch.equal(z, again[name])]:
+            raise ValueError(
+                f"the support of site {moved[0]!r} depends on a discrete site, which is summed, so that no trajectory "
+                "stays in it; pass e_step=Ascent() with a guide"
+            )
         one = {name: u[0] for name, u in self.position.items()}
         known = structure(Functions(self.model, self._guide(one)), *batch, plate=known.plate)
         self.known = replace(known, vectorises=True)
         self.step_size = next(iter(one.values())).new_full((known.rows,), step_size)
         self.acceptance = torch.ones_like(self.step_size)
 
-    @property
-    def values(self) -> dict[str, Tensor]:
-        """z of each site, (K, nested plates..., B, *event)."""
-        return {name: self.transforms[name](u) for name, u in self.position.items()}
-
     def log_joint(self) -> Tensor:
         """log p(x, z) at the present states, discrete sites summed out; (K, B), differentiable in the parameters."""
-        return self._ledger(self.position, jacobian=False).log_weights()
+        return self._ledger(self._held).log_weights()
 
     def mean(self) -> Tensor:
         """The mean of `log_joint`; terms outside the data plate, such as log-priors, count once for all N data."""
-        drawn = self._ledger(self.position, jacobian=False)
+        drawn = self._ledger(self._held)
         value, shared = drawn.log_weights().mean(), drawn.global_elbo()
         return value + shared.mean() / drawn.size if isinstance(shared, Tensor) else value
 
@@ -98,6 +101,7 @@ class Chains:
             self.acceptance = self._transition(leapfrog).mean(0)
             if transition < transitions // 2:
                 self.step_size = self.step_size * (self.acceptance - TARGET).div(2).exp()
+        self.values = self._values()
 
     def _transition(self, leapfrog: int) -> Tensor:
         """One proposal and its acceptance; the probabilities of that, (K, B)."""
@@ -120,23 +124,39 @@ class Chains:
     def _gradient(self, position: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.enable_grad():
             leaves = {name: u.detach().requires_grad_() for name, u in position.items()}
-            log_density = self._ledger(leaves).log_weights()
+            log_density = self._ledger(self._guide(leaves)).log_weights()
             gradients = torch.autograd.grad(log_density.sum(), list(leaves.values()))
         return log_density.detach(), dict(zip(leaves, gradients, strict=True))
 
-    def _ledger(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Ledger:
+    def _ledger(self, guide: Callable[..., Any]) -> Ledger:
         with pyro.validation_enabled(False):  # what leaves the numbers is rejected, not an error
-            pair = Functions(self.model, self._guide(position, jacobian=jacobian))
-            return ledger(pair, *self.batch, num_particles=self.chains, known=self.known)
+            return ledger(Functions(self.model, guide), *self.batch, num_particles=self.chains, known=self.known)
 
-    def _guide(self, position: dict[str, Tensor], *, jacobian: bool = True) -> Callable[..., Any]:
+    def _guide(self, position: dict[str, Tensor]) -> Callable[..., Any]:
         """The guide that puts all mass where the chains are, and minus the log of the Jacobian in place of log q."""
-        factors = {}
-        for name, u in position.items():
-            z, event_dim = self.transforms[name](u), self.event_dims[name]
-            log_jacobian = self.transforms[name].log_abs_det_jacobian(u, z)  # of the event as a whole
-            factors[name] = dist.Delta(z, log_density=-log_jacobian * jacobian, event_dim=event_dim)
-        return substituted(self.model, factors)
+
+        def at(name: str, fn: Any) -> dist.Distribution:
+            transform = bijection(name, fn.support)
+            z = transform(position[name])
+            log_jacobian = transform.log_abs_det_jacobian(position[name], z)  # of the event as a whole
+            return dist.Delta(z, log_density=-log_jacobian, event_dim=fn.event_dim)
+
+        return substituted(self.model, {name: partial(at, name) for name in position})
+
+    def _held(self, *batch: Any) -> None:
+        """The guide that puts all mass on `values`, in coordinates of the sites themselves."""
+
+        def at(name: str, fn: Any) -> dist.Distribution:
+            return dist.Delta(self.values[name], event_dim=fn.event_dim)
+
+        substituted(self.model, {name: partial(at, name) for name in self.values})(*batch)
+
+    def _values(self, seed: int | None = None) -> dict[str, Tensor]:
+        """z of each site, (K, nested plates..., B, *event)."""
+        guide = pyro.plate(PARTICLES, self.chains, dim=-self.batch_dims)(self._guide(self.position))
+        with pyro.validation_enabled(False), isolated_random_state(seed), torch.no_grad():
+            trace = poutine.trace(guide).get_trace(*self.batch)
+        return {name: trace.nodes[name]["value"] for name in self.position}
 
     def _beside(self, name: str, value: Tensor) -> Tensor:
         """A value (K, B) with the dims of a site."""
