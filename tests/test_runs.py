@@ -92,7 +92,7 @@ def test_an_edited_run_is_refused_by_the_name_of_its_file(file, place, value, me
     path = edited(fitted, tmp_path, file, place, *value)
     with pytest.raises(ValueError, match=rf"^{path} has {message}") as refused:
         load(tmp_path)
-    assert str(refused.value).endswith("; copy the run again from its source, or fit anew")
+    assert str(refused.value).endswith("copy the run again from its source, or fit anew")
     assert len(str(refused.value)) < len(str(path)) + 500
 
 

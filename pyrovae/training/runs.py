@@ -84,9 +84,8 @@ def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module 
     try:
         known = _structure(pair, config["batch"], config["plate"])
     except TypeError as error:
-        raise ValueError(
-            f"{path / checkpoint.CONFIG} has a batch that the pair does not take ({error}); {FIX}"
-        ) from error
+        what = f"{path / checkpoint.CONFIG} has a batch that the pair does not take ({error})"
+        raise ValueError(f"{what}; pass the pair that was fitted, or {FIX}") from error
     checkpoint.load_state({**known.parameters, **known.buffers}, values)
     if critic is not None:
         of_critic = {n.removeprefix(CRITIC): tensor for n, tensor in kept_values.items() if n.startswith(CRITIC)}
