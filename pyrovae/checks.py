@@ -27,14 +27,13 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import infer_discrete
 from torch import Tensor
 
 from pyrovae import plots
 from pyrovae.data.seeds import derived_seed
 from pyrovae.distributions.products import masks
 from pyrovae.evaluation.running import Evaluation
-from pyrovae.evaluation.sites import observed_site
+from pyrovae.evaluation.sites import observed_site, summed_sites
 from pyrovae.models.base import PairLike, Structure, isolated_random_state, random_sites
 from pyrovae.objectives.dreams import uncondition
 from pyrovae.objectives.particles import PARTICLES, vectorises
@@ -345,9 +344,8 @@ class _Replicas:
             guided = poutine.trace(at_once(run.guide)).get_trace(*batch)
             given = {s["name"]: s["value"] for s in random_sites(guided) if s["name"] in known.latent}
             if summed := set(known.latent) - set(given):
-                model = infer_discrete(at_once(poutine.condition(run.model, given)), first_available_dim=-2 - nesting)
-                nodes = poutine.trace(model).get_trace(*batch).nodes
-                given |= {name: nodes[name]["value"] for name in summed}
+                model = at_once(poutine.condition(run.model, given))
+                given |= summed_sites(model, batch, summed, nesting + (count > 1))
         # condition goes around uncondition: what is given stays, what the data gave is drawn anew
         model = at_once(poutine.condition(uncondition(run.model), given))
         node = poutine.trace(model).get_trace(*batch).nodes[self.site]

@@ -17,7 +17,7 @@ from torch import nn
 from pyrovae.checks import STATISTICS, Check, check, p_value, replicate
 from pyrovae.data import Split, bernoulli, incomplete, load
 from pyrovae.evaluation import generate
-from pyrovae.models import VAE, PartialVAE
+from pyrovae.models import VAE, GaussianMixture, PartialVAE
 from pyrovae.models.base import Pair
 
 DATA_SETS, REPLICATES = 300, 19  # p-values are exactly uniform at any number of replicates
@@ -226,6 +226,17 @@ def test_summed_sites_are_drawn_given_the_data():
     prior = torch.stack(list(replicate(pair, x, source="prior", num_replicates=count))).flatten()
     expected = (torch.softmax(logits, -1) * (loc + c)).sum()
     assert (prior.mean() - expected).abs() < 4 * prior.std() / math.sqrt(3 * count)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])  # several replicates at once, one by one
+def test_a_summed_site_of_one_value_leaves_no_dim(batch_size):
+    pair, x = GaussianMixture(6, 1), torch.zeros(5, 6)
+    draws = torch.stack(list(replicate(pair, x, num_replicates=400, batch_size=batch_size)))
+    assert draws.shape == (400, 5, 6)
+    scale = draws.std((0, 1))
+    off = (draws.mean((0, 1)) - pair.component_means[0].detach()) / scale * math.sqrt(2000)
+    assert off.abs().max() < 4
+    assert check(pair, x + draws[0], ["mean"], num_replicates=5, batch_size=batch_size).rows
 
 
 def global_model(x):

@@ -1,6 +1,7 @@
 """Codes, reconstructions, samples and walks in latent space of any pair against closed forms."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +11,10 @@ from exact import LinearGaussian, LooseLinearGaussian, Mixture
 from torch import nn
 
 from pyrovae import plots
+from pyrovae.conditionals import Mixed
 from pyrovae.data import Split
 from pyrovae.evaluation import decode, encode, generate, interpolate, manifold, reconstruct, traverse
+from pyrovae.models import VAE, GaussianMixture
 from pyrovae.models.base import Pair
 
 FOUR = 4  # standard errors
@@ -194,6 +197,37 @@ def test_a_latent_of_the_model_only_is_drawn_from_its_posterior():
     print((r.mean(0) - exact) / error, (wrong - exact) / error)
     assert ((r.mean(0) - exact).abs() < FOUR * error).all()
     assert ((wrong - exact).abs() > 2 * FOUR * error).any()
+
+
+def test_an_enumerated_latent_of_one_value_leaves_no_dim():
+    pair, x = GaussianMixture(6, 1), torch.randn(5, 6)
+    torch.testing.assert_close(reconstruct(pair, x), pair.component_means.detach().expand(5, 6))
+    assert reconstruct(pair, x, sample=True).shape == (5, 6)
+
+
+@pytest.mark.parametrize("make", [dist.Categorical, lambda p: dist.Cauchy(p[..., 0], 1.0)])
+def test_draws_are_not_averaged(make):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(3, dtype=torch.float32), 1.0).to_event(1))
+            pyro.sample("x", make(z.softmax(-1)), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    x = torch.tensor([0, 2, 1, 1, 0])
+    with pytest.raises(ValueError, match="num_samples is 3 and site 'x' has no finite mean"):
+        reconstruct((model, guide), x, num_samples=3)
+    assert reconstruct((model, guide), x).shape == (5,)
+
+
+def test_a_table_with_classes_is_not_averaged():
+    pair = VAE(3, 2, hidden=(4,), likelihood=partial(Mixed, num_classes=(0, 3, 0)))
+    x = torch.tensor([[0.5, 2.0, 1.0], [1.5, 0.0, 0.0]])
+    assert set(reconstruct(pair, x)[:, 1].tolist()) <= {0.0, 1.0, 2.0}
+    with pytest.raises(ValueError, match="num_samples is 2 and site 'x' has no finite mean, so that"):
+        reconstruct(pair, x, num_samples=2)
 
 
 # x from p(x) ---------------------------------------------------------------------------------------------------------

@@ -13,12 +13,10 @@ What a site "gives" is the mean of its distribution where that is defined and fi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import infer_discrete
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -31,6 +29,7 @@ from pyrovae.evaluation.sites import (
     mean_of,
     observed_site,
     rows_first,
+    summed_sites,
 )
 from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.dreams import uncondition
@@ -102,7 +101,8 @@ def reconstruct(
         (N, *event).
 
     Raises:
-        ValueError: if there is no such site, or for `sample` with several `num_samples`.
+        ValueError: if there is no such site; for several `num_samples` with `sample`, or at a site without a finite
+            mean, as of classes.
     """
     check_counts(num_samples=num_samples)
     if sample and num_samples > 1:
@@ -111,9 +111,17 @@ def reconstruct(
         name = observed_site(on.known, site)
         parts = []
         for run, batch, _ in on:
-            traces = (_posterior_trace(run, batch, on.known) for _ in range(num_samples))
-            total = reduce(torch.add, (given(trace.nodes[name], sample) for trace in traces))
-            parts.append(total if num_samples == 1 else total / num_samples)
+            total: Any = 0
+            for _ in range(num_samples):
+                at = _posterior_trace(run, batch, on.known).nodes[name]
+                if num_samples > 1 and mean_of(at) is None:
+                    raise ValueError(
+                        f"num_samples is {num_samples} and site {name!r} has no finite mean, so that draws of it would "
+                        "be averaged; leave num_samples out"
+                    )
+                value = given(at, sample)
+                total = total + value
+            parts.append(value if num_samples == 1 else total / num_samples)
         return on.join(parts)
 
 
@@ -122,10 +130,10 @@ def _posterior_trace(run: PairLike, batch: Sequence[Any], known: Structure) -> T
     guide_trace = poutine.trace(run.guide).get_trace(*batch)
     sampled = {s["name"]: s["value"] for s in random_sites(guide_trace) if not s["is_observed"]}
     latents = {name: sampled[name] for name in known.latent if name in sampled}
-    model = poutine.condition(run.model, data=latents)
-    if set(known.enumerated) & set(known.latent) - set(latents):
-        model = infer_discrete(model, first_available_dim=-1 - known.max_plate_nesting)
-    return poutine.trace(model).get_trace(*batch)
+    if summed := set(known.enumerated) & set(known.latent) - set(latents):
+        model = poutine.condition(run.model, data=latents)
+        latents |= summed_sites(model, batch, summed, known.max_plate_nesting)
+    return poutine.trace(poutine.condition(run.model, data=latents)).get_trace(*batch)
 
 
 def generate(

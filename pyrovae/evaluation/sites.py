@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer import infer_discrete
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -22,6 +23,7 @@ __all__ = [
     "mean_of",
     "observed_site",
     "rows_first",
+    "summed_sites",
 ]
 
 
@@ -122,3 +124,17 @@ def has_exact_mean(guide_trace: Trace, name: str) -> bool:
     """Whether a site's mean in a trace of the guide is E_q[site | x]: it has one, and depends on no other latent."""
     first = next(site["name"] for site in random_sites(guide_trace) if not site["is_observed"])
     return first == name and mean_of(guide_trace.nodes[name]) is not None
+
+
+def summed_sites(
+    program: Callable[..., Any], batch: Sequence[Any], names: Iterable[str], max_plate_nesting: int
+) -> dict[str, Tensor]:
+    """Values of sites that a model enumerates, drawn given all that the program observes or is conditioned on."""
+    drawn = infer_discrete(program, first_available_dim=-1 - max_plate_nesting, strict_enumeration_warning=False)
+    nodes = poutine.trace(drawn).get_trace(*batch).nodes
+    values = {}
+    for name in names:
+        value, dims = nodes[name]["value"], max_plate_nesting + nodes[name]["fn"].event_dim
+        # Pyro draws nothing at a site of one value, which keeps the dim of size 1 that it is enumerated along.
+        values[name] = value.reshape(value.shape[max(0, value.dim() - dims) :])
+    return values
