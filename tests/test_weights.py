@@ -1,6 +1,7 @@
 """The seam: weights and ledger against closed forms, brute force and stock Pyro."""
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -505,3 +506,70 @@ def test_an_enumerated_value_of_probability_zero_counts_nothing():
     joint = torch.tensor([0.2, 0.3]).log() + dist.Normal(c, 1.0).log_prob(x[:, None])
     q = torch.tensor([0.3, 0.1]).log_softmax(0)
     assert -found[0][0].item() == pytest.approx((q.exp() * (joint - q)).sum().item(), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")  # where y is known
+def test_an_objective_knows_the_calls_of_one_pair_apart():
+    """Pyro's SS-VAE: a labelled batch and an unlabelled one by turns, in any order, by position and by keyword."""
+
+    def model(x, y=None, *, first=False):
+        y = torch.zeros(len(x)) if first else y
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(x.new_tensor([0.3, 0.7])), obs=y)
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + pyro.param("w", x.new_tensor(1.0)) * y, 1.0), obs=x)
+
+    def guide(x, y=None, *, first=False):
+        y = torch.zeros(len(x)) if first else y
+        with pyro.plate("data", len(x)):
+            if y is None:
+                logits = torch.stack([x, pyro.param("c", x.new_tensor(0.5)) * x], -1)
+                y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(0.5 * x + 0.1 * y, 0.7))
+
+    x, y = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64), torch.tensor([0, 1, 1])
+    calls = [((x, y), {}), ((x,), {}), ((x, None), {}), ((x,), {"y": y}), ((x,), {"y": None})]
+    calls += [((x,), {"first": first}) for first in (True, False)]
+    stock = TraceEnum_ELBO(max_plate_nesting=1)
+    for order in (calls, calls[::-1]):
+        objective = ELBO(closed_form=False)
+        for args, kwargs in order * 2:
+            objective.loss(model, guide, *args, **kwargs)  # the first of each kind is preceded by a dry run
+            got, want = (same_seed(partial(of.loss, model, guide, *args, **kwargs)) for of in (objective, stock))
+            assert got == pytest.approx(want, rel=1e-12)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), ELBO())
+    assert all(math.isfinite(svi.step(*args, **kwargs)) for args, kwargs in calls)
+
+
+def test_an_objective_knows_the_methods_of_one_object_apart():
+    class Two(Mixture):
+        def plain(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.loc[0], 1.0), obs=x)
+
+        def nothing(self, x):
+            pass
+
+    pair, objective = Two(), ELBO()
+    x = torch.tensor([-1.0, 0.4, 2.5], dtype=torch.float64)
+    want = -dist.Normal(pair.loc[0], 1.0).log_prob(x).sum().item()
+    assert objective.loss(pair.plain, pair.nothing, x) == pytest.approx(want)
+    objective.loss(pair.model, pair.guide, x)
+    got, want = (same_seed(partial(of.loss, pair.model, pair.guide, x)) for of in (objective, ELBO()))
+    assert got == pytest.approx(want)
+
+
+def test_an_objective_runs_a_pair_dry_once_for_calls_alike():
+    pair, runs = LinearGaussian(), []
+
+    def model(x, step=0):
+        runs.append(step)
+        return pair.model(x)
+
+    def guide(x, step=0):
+        return pair.guide(x)
+
+    objective = ELBO()
+    for step in range(4):
+        objective.loss(model, guide, pair.sample(3 + step), step)
+    assert len(runs) == 4 + 1

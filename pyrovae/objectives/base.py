@@ -50,7 +50,7 @@ class Objective(pyro.infer.ELBO):
             raise ValueError(f"num_particles is {num_particles!r}; pass a whole number of at least 1")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
-        self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, Structure]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, Structure]]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         words = [f"{name}={spelled(getattr(self, name))}" for name in inspect.signature(type(self)).parameters]
@@ -110,10 +110,12 @@ class Objective(pyro.infer.ELBO):
         """Minus the sum over the data, as a differentiable scalar in nats."""
         pair = Functions(partial(model, **kwargs), partial(guide, **kwargs)) if kwargs else Functions(model, guide)
         by_guide = self._known.setdefault(getattr(model, "__self__", model), WeakKeyDictionary())
-        owner = getattr(guide, "__self__", guide)
-        if owner not in by_guide:
-            by_guide[owner] = structure(pair, *args, plate=self.plate)
-        drawn = self.draw(pair, *args, known=by_guide[owner])
+        by_call = by_guide.setdefault(getattr(guide, "__self__", guide), {})
+        # One pair may have other sites for other calls: model(x, y) and model(x) with y=None, or another method.
+        call = *map(_kind, (model, guide, *args)), *((name, _kind(kwargs[name])) for name in sorted(kwargs))
+        if call not in by_call:
+            by_call[call] = structure(pair, *args, plate=self.plate)
+        drawn = self.draw(pair, *args, known=by_call[call])
         return -drawn.size * self.mean(drawn)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
@@ -170,6 +172,11 @@ def spelled(value: Any) -> str:
     if type(value).__repr__ is object.__repr__:
         return type(value).__qualname__
     return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))  # a module's has several lines
+
+
+def _kind(value: Any) -> Any:
+    """What of an argument may decide which sites there are: of numbers and tensors it is not the value."""
+    return value if value is None or isinstance(value, (bool, str)) else getattr(value, "__func__", type(value))
 
 
 def _at_end(value: Any) -> Any:
