@@ -450,6 +450,50 @@ def test_models_that_subsample_by_themselves():
     assert generate(pair, 11, like=x).unique().shape == (11,)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_a_plate_that_takes_several_rows_is_walked_and_decodes_fewer(rows):
+    """Whatever the rows of `like`: one, as many as the plate takes, or more."""
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(3 * z, 1.0).to_event(1), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 1e-9).to_event(1))
+
+    pair, x = (model, guide), torch.arange(2.0 * rows).reshape(rows, 2)
+    images = traverse(pair, x, values=[-1.0, 2.0])
+    torch.testing.assert_close(images, torch.tensor([[[-3.0, 1.5], [6.0, 1.5]], [[0.0, -3.0], [0.0, 6.0]]]))
+    grid, _ = manifold(pair, 2, like=x, extent=1.0)
+    torch.testing.assert_close(grid[0, 1], torch.tensor([-3.0, 3.0]))
+    for n in (1, 3, 4, 6):
+        z = torch.arange(2.0 * n).reshape(n, 2)
+        torch.testing.assert_close(decode(pair, z, like=x), 3 * z)
+        torch.testing.assert_close(generate(pair, n, like=x, fixed={"z": z}), 3 * z)
+        torch.testing.assert_close(generate(pair, n, like=x, fixed={"z": z[:1]}), 3 * z[:1].expand(n, 2))
+        assert generate(pair, n, like=x).shape == (n, 2)
+
+
+def test_rows_are_added_only_where_a_plate_wants_them(pair):
+    seen = []
+
+    def model(x):
+        seen.append(len(x))
+        pair.model(x)
+
+    decode((model, pair.guide), torch.zeros(3, 2), like=pair.sample(10))
+    assert max(seen) == 3
+
+
+def test_a_start_of_whole_numbers_takes_values_that_are_none(pair):
+    x = pair.sample(1)
+    whole, real = (traverse(pair, x, z=z, values=[-1.5, 0.5]) for z in (torch.tensor([1, 2]), torch.tensor([1.0, 2.0])))
+    torch.testing.assert_close(whole, real)
+    assert not torch.equal(whole[0, 0], whole[0, 1])
+
+
 def test_a_transform_is_applied_once_in_all():
     pair = LinearGaussian()
     data = Split({"x": pair.sample(6)}, transform=lambda tensors: {"x": tensors["x"] + torch.rand_like(tensors["x"])})

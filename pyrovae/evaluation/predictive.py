@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyrovae.evaluation.running import Evaluation, check_counts, evaluating, first_rows
+from pyrovae.evaluation.running import Evaluation, check_counts, cycled, evaluating, repeating
 from pyrovae.evaluation.sites import (
     given,
     guide_traces,
@@ -176,8 +176,7 @@ def generate(
     torch.Size([5, 8])
     """
     check_counts(num_samples=num_samples)
-    rows = _repeated(pair, like, num_samples, seed)
-    with evaluating(pair, rows, plate=plate, seed=seed, batch_size=batch_size) as on:
+    with repeating(pair, like, num_samples, plate=plate, seed=seed, batch_size=batch_size) as on:
         name = observed_site(on.known, site)
         if not set(on.known.improper) <= set(fixed or {}):
             on.known.refuse_improper()
@@ -189,7 +188,7 @@ def generate(
                 data = {s: value[covered].movedim(0, dim) for s, (value, dim) in values.items()}
                 model = poutine.condition(model, data=data)
             parts.append(given(poutine.trace(model).get_trace(*batch).nodes[name], sample))
-        return on.join(parts)
+        return on.join(parts)[:num_samples]
 
 
 def _fixed_values(on: Evaluation, rows: int, fixed: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
@@ -207,7 +206,7 @@ def _fixed_values(on: Evaluation, rows: int, fixed: dict[str, Tensor]) -> dict[s
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             shape = ", ".join([str(rows), *map(str, wanted.shape[1:])])
             raise ValueError(f"fixed[{name!r}] has shape {got}, latent {name!r} ({shape}); pass that shape, or one row")
-        value = value.to(wanted.device, wanted.dtype).expand(rows, *value.shape[1:])
+        value = cycled(value.to(wanted.device, wanted.dtype), len(on.rows))
         values[name] = value, value.dim() - at["fn"].event_dim - 1
     return values
 
@@ -242,22 +241,16 @@ def decode(
     """
     if not isinstance(z, Tensor) or z.dim() == 0 or len(z) == 0:
         raise ValueError(f"z is {z!r}, a tensor with one row at least is wanted; pass shape (N, L)")
-    with evaluating(pair, _repeated(pair, like, len(z), seed), plate=plate, seed=seed, batch_size=batch_size) as on:
+    with repeating(pair, like, len(z), plate=plate, seed=seed, batch_size=batch_size) as on:
         name, at = observed_site(on.known, site), latent_site(on, latent)
         wanted = rows_first(at["value"], at)
         if z.shape[1:] != wanted.shape[1:]:
             shape = ", ".join(["N", *map(str, wanted.shape[1:])])
             raise ValueError(f"z has shape {tuple(z.shape)}, latent {at['name']!r} ({shape}); pass that shape")
-        z = z.to(wanted.device, wanted.dtype)
+        points = cycled(z.to(wanted.device, wanted.dtype), len(on.rows))
         parts = []
         for run, batch, covered in on:
-            value = z[covered].movedim(0, z.dim() - at["fn"].event_dim - 1)
+            value = points[covered].movedim(0, z.dim() - at["fn"].event_dim - 1)
             model = poutine.condition(run.model, data={at["name"]: value})
             parts.append(given(poutine.trace(model).get_trace(*batch).nodes[name], sample))
-        return on.join(parts)
-
-
-def _repeated(pair: Any, like: Any, count: int, seed: int) -> tuple[Tensor, ...]:
-    """`count` rows: those of `like`, over and over."""
-    batch = first_rows(pair, like, seed, count)
-    return tuple(tensor[torch.arange(count, device=tensor.device) % len(tensor)] for tensor in batch)
+        return on.join(parts)[: len(z)]

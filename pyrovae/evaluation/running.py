@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae.data import Data, Split, Stream, match
@@ -18,7 +20,17 @@ from pyrovae.data.seeds import ORDER, seeded_generator
 from pyrovae.models.base import Functions, PairLike, as_pair, evaluation_mode, isolated_random_state, structure
 from pyrovae.models.batches import check_rows, home
 
-__all__ = ["BUDGET", "Evaluation", "check_counts", "evaluating", "first_rows", "fixed_rows", "held_out"]
+__all__ = [
+    "BUDGET",
+    "Evaluation",
+    "check_counts",
+    "cycled",
+    "evaluating",
+    "first_rows",
+    "fixed_rows",
+    "held_out",
+    "repeating",
+]
 
 BUDGET = 2**22  # numbers of data and latents that are worked on at once; activations take a few times as many
 ROWS = 128  # per batch, where the budget allows as many
@@ -174,6 +186,50 @@ def evaluating(
     on = Evaluation(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=particles)
     with on.ready(seed):
         yield on
+
+
+@contextlib.contextmanager
+def repeating(
+    pair: Any, like: Any, count: int, *, plate: str | None = None, seed: int = 0, batch_size: int | None = None
+) -> Iterator[Evaluation]:
+    """`evaluating` on `count` rows, those of `like` over and over; on more rows where a plate subsamples more."""
+    batch = first_rows(pair, like, seed, count)
+    wanted = _Subsampled()
+
+    def on_rows(rows: int) -> Evaluation:
+        repeated = tuple(cycled(tensor, rows) for tensor in batch)
+        return Evaluation(pair, repeated, plate=plate, seed=seed, batch_size=batch_size)
+
+    try:
+        with wanted:
+            on = on_rows(count)
+    except ValueError:
+        if wanted.rows <= count:
+            raise
+        on = on_rows(wanted.rows)
+    with on.ready(seed):
+        yield on
+
+
+class _Subsampled(Messenger):
+    """Notes how many rows plates take at once, also that of which they have fewer and fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self.rows = max(self.rows, msg["fn"].subsample_size or 0)
+
+
+def cycled(tensor: Tensor, count: int) -> Tensor:
+    """`count` rows: those of a tensor, over and over.
+
+    >>> cycled(torch.tensor([1, 2]), 5)
+    tensor([1, 2, 1, 2, 1])
+    """
+    return tensor[torch.arange(count, device=tensor.device) % len(tensor)]
 
 
 def check_counts(**counts: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.evaluation.predictive import decode, encode
-from pyrovae.evaluation.running import check_counts, first_rows
+from pyrovae.evaluation.running import check_counts, first_rows, repeating
 
 __all__ = ["interpolate", "manifold", "traverse"]
 
@@ -79,8 +79,9 @@ def traverse(
     Raises:
         ValueError: if z is not a vector, or has no such dimension.
     """
-    batch = first_rows(pair, like, seed, 1)
+    batch = _first_row(pair, like, plate, seed)
     z = encode(pair, batch, site=latent, plate=plate, seed=seed)[0] if z is None else torch.as_tensor(z)
+    z = z if z.is_floating_point() else z.to(torch.get_default_dtype())  # for values between whole numbers
     dims = list(range(len(z))) if dims is None else list(dims)
     if z.dim() != 1 or not dims or not all(0 <= dim < len(z) for dim in dims):
         raise ValueError(f"dims is {dims} and z has shape {tuple(z.shape)}; pass dims of a z of shape (L,)")
@@ -127,7 +128,7 @@ def manifold(
     check_counts(n=n)
     if n < 2 or not 0 < extent < math.inf:
         raise ValueError(f"n is {n} and extent {extent}; pass n=20 and extent=3.0, say")
-    batch = first_rows(pair, like, seed, 1)
+    batch = _first_row(pair, like, plate, seed)
     code = encode(pair, batch, site=latent, plate=plate, seed=seed)
     if code.shape[1:] != (2,):
         raise ValueError(f"the latent has shape {tuple(code.shape[1:])}, a grid takes (2,); pass latent= another one")
@@ -137,3 +138,9 @@ def manifold(
     z = torch.cartesian_prod(grid, grid)  # (n * n, 2)
     images = decode(pair, z, like=batch, latent=latent, site=site, plate=plate, seed=seed)
     return images.unflatten(0, (n, n)), ends
+
+
+def _first_row(pair: Any, like: Any, plate: str | None, seed: int) -> tuple[Tensor, ...]:
+    """The first row of `like`, as often as the data plate takes rows at the least."""
+    with repeating(pair, like, 1, plate=plate, seed=seed) as on:
+        return on.batch(len(on.rows))
