@@ -1,6 +1,7 @@
 """The contractive penalty against the Jacobian in closed form, by torch.func, and by finite differences."""
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pytest
@@ -191,3 +192,27 @@ def test_of_points_that_are_codes_and_vectors_the_vectors_are_contracted():
     """A VQ-VAE's guide puts points on whole numbers too, which have no derivative."""
     pair, x = VQVAE((1, 8, 8), num_codes=4).double(), torch.zeros(3, 1, 8, 8, dtype=torch.float64)
     assert (penalty(pair, x, 1) > 0).all()
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_the_penalty_of_single_numbers_and_of_numbers_in_a_nested_plate(parts):
+    """z = (sin x, x^2), x one number of each datum; z_m = (sin x_m, x_m^2) of each number in a nested plate."""
+
+    def sites(x, code):
+        with pyro.plate("data", x.size(-1)), pyro.plate("parts", parts, dim=-2) if parts else nullcontext():
+            code(x)
+
+    def model(x):
+        def code(x):
+            z = pyro.sample("z", pyro.distributions.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(z.sum(-1), 1.0), obs=x)
+
+        sites(x, code)
+
+    def guide(x):
+        sites(x, lambda x: pyro.sample("z", pyro.distributions.Delta(torch.stack([x.sin(), x**2], -1), event_dim=1)))
+
+    x = torch.tensor([0.5, -0.3, 0.9, 1.4], dtype=torch.float64)
+    x = torch.stack([x, x + 1, x - 1]) if parts else x
+    want = x.cos() ** 2 + (2 * x) ** 2
+    assert_close(penalty((model, guide), x), want.sum(0) if parts else want)

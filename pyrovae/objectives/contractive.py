@@ -67,8 +67,8 @@ class Contractive(Objective):
     def _squared_jacobian(self, drawn: Ledger) -> Tensor:
         """|dz / dx|_F^2 of each datum, (B,), estimated."""
         kept = torch.is_grad_enabled()
-        observed = [term.site["value"] for term in drawn.terms if term.kind == "observed"]
-        data = [x for x in observed if x.requires_grad]
+        sites = [term.site for term in drawn.terms if term.kind == "observed" and term.site["value"].requires_grad]
+        data = [site["value"] for site in sites]
         points = [term.site["value"] for term in drawn.terms if term.kind == "guide" and is_point(term.site["fn"])]
         codes = [z for z in points if z.is_floating_point()]
         total = torch.zeros(())
@@ -79,8 +79,10 @@ class Contractive(Objective):
             if all(gradient is None for gradient in found):
                 codes = []
                 break
-            sizes = [gradient.flatten(1).square().sum(1) for gradient in found if gradient is not None]
-            total = total + sum(sizes) / self.num_projections
+            for site, gradient in zip(sites, found, strict=True):
+                if gradient is not None:
+                    rows = gradient.movedim(gradient.dim() - site["fn"].event_dim - 1, 0)  # nested plates are left of B
+                    total = total + rows.reshape(len(rows), -1).square().sum(1) / self.num_projections
         if not (data and codes):
             names = [term.name for term in drawn.terms if term.kind == "guide"]
             raise ValueError(
