@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyrovae.models import GaussianMixture
 from pyrovae.models.base import Functions, Pair, structure
 from pyrovae.objectives import ELBO, IWAE, VIMCO, ReweightedWakeSleep, WakeSleep
 from pyrovae.training.step import Step
@@ -556,3 +557,13 @@ def test_a_guide_that_enumerates_is_refused_by_name(objective):
     pair, x = one_site(enumerate_guide=True), torch.tensor([0.3, -1.0])
     with pytest.raises(ValueError, match=r"the guide enumerates \['z'\], and this objective takes samples"):
         Step(pair, objective, structure(pair, x))(x)
+
+
+@pytest.mark.parametrize("objective", [WakeSleep(), ReweightedWakeSleep(2, insomnia=0.5)])
+def test_a_guide_that_samples_nothing_has_no_dreams(objective):
+    torch.manual_seed(0)
+    pair = GaussianMixture(6, 2)
+    x = torch.randn(4, 6)
+    with pytest.raises(ValueError, match=r"the guide samples none of the latents \['c'\], .* of dreams; use ELBO\(\)"):
+        objective.differentiable_loss(pair.model, pair.guide, x)
+    assert objective.loss(pair.model, pair.guide, x) == pytest.approx(ELBO().loss(pair.model, pair.guide, x))

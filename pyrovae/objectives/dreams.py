@@ -65,15 +65,20 @@ def dream_log_q(pair: PairLike, batch: Sequence[Any], known: Structure) -> Tenso
     """log q(z | x) of one `dream` for each row of the batch, to which no gradient flows: shape (B,), nats.
 
     Raises:
-        ValueError: see `dream`; also where the guide samples what the model does not.
+        ValueError: see `dream`; also where the guide samples nothing, or what the model does not.
     """
     if not known.latent:
         raise ValueError("the pair has no latent site, so that its guide has nothing to learn of dreams; use ELBO()")
     with torch.no_grad():
         dreamt, given = dream(pair, batch, known)
     guide_trace = poutine.trace(poutine.replay(pair.guide, trace=dreamt)).get_trace(*given)
-    unknown = [site["name"] for site in random_sites(guide_trace) if site["name"] not in dreamt.nodes]
-    if unknown:
+    sampled = [site["name"] for site in random_sites(guide_trace)]
+    if not sampled:
+        raise ValueError(
+            f"the guide samples none of the latents {list(known.latent)}, which the model sums, so that it has nothing "
+            "to learn of dreams; use ELBO()"
+        )
+    if unknown := [name for name in sampled if name not in dreamt.nodes]:
         raise ValueError(
             f"the guide samples {unknown}, which the model does not, so that it can't score dreams; "
             "pass objective=ReweightedWakeSleep(5), which needs none"
