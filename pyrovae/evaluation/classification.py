@@ -43,8 +43,8 @@ def classify(
 
     >>> from pyrovae.models import M2
     >>> x, y = torch.rand(5, 8).round(), torch.tensor([0, 2, -1, -1, -1])
-    >>> classify(M2(8, 2, num_classes=3), (x, y)).sum(1)
-    tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000])
+    >>> classify(M2(8, 2, num_classes=3), (x, y)).sum(1).sub(1).abs().max().item() < 1e-6
+    True
     """
     check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
