@@ -19,8 +19,8 @@ def bijection(name: str, support: constraints.Constraint) -> Transform:
     Raises:
         ValueError: naming the site, where torch has none, or the components of a mixture have different supports.
 
-    >>> bijection("z", constraints.positive)
-    ExpTransform()
+    >>> bijection("z", constraints.simplex)
+    StickBreakingTransform()
     """
     try:
         return biject_to(unmixed(name, support))
