@@ -246,9 +246,7 @@ def test_a_bound_of_weights_refuses_a_scale_that_varies_inside_a_datum():
         with pyro.plate("data", len(x)), pyro.plate("parts", 3, dim=-2), poutine.scale(scale=scale):
             pyro.sample("z", dist.Normal(x.T, 1.0))
 
-    with pytest.raises(
-        ValueError, match=r"poutine.scale has shape \(3, 1\), which varies inside a datum"
-    ):
+    with pytest.raises(ValueError, match=r"poutine.scale has shape \(3, 1\), which varies inside a datum"):
         IWAE(2).differentiable_loss(model, guide, torch.zeros(5, 3, dtype=F64))
 
 
