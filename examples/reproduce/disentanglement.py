@@ -79,19 +79,21 @@ def scores(pair: pv.VAE, run: pv.Run, data: Data, num_samples: int) -> dict[str,
 
 
 def traversals(pair: pv.VAE, data: Data) -> Axes:
-    """What each latent does to the image whose factors are the least extreme, those first whose KL is the largest."""
+    """What the five latents with the largest KL do to the image whose factors are the least extreme."""
     factors = data.train["factors"].double()
     middle = ((factors - factors.mean(0)) / factors.std(0)).square().sum(1).argmin()
     kl = pv.active_units(pair, data.train).kl
-    order, values = kl.argsort(descending=True).tolist(), torch.linspace(-2, 2, 9)
+    order, values = kl.argsort(descending=True)[:5].tolist(), torch.linspace(-2, 2, 9)
     images = traverse(pair, data.train.subset(middle[None]), dims=order, values=values)
     return pv.plots.traversals(images, [f"z[{unit}], {kl[unit]:.2f} nats" for unit in order], values=values)
 
 
 def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
-    """Traversals of each objective's pair."""
+    """Traversals of each objective's pair whose run is on this machine."""
     return {
-        f"traversals_{name.lower().replace(' ', '_')}": traversals(*cell.trained()) for name, cell in finished.items()
+        f"traversals_{name.lower().replace(' ', '_')}": traversals(*cell.trained())
+        for name, cell in finished.items()
+        if (cell.folder / "checkpoints").exists()
     }
 
 
