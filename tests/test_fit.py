@@ -947,7 +947,7 @@ BAD = {
     "shape": (vae, torch.ones(40, 5), {}, ValueError, r"x has event shape \(5,\), the network expects \(4,\); pass"),
     "shape, somebody's network": (
         lambda: vae(encoder=nn.Linear(4, 3)), torch.ones(40, 5), {}, ValueError, r"does not run on .* \(40, 5\)"),
-    "dtype": (vae, BITS.long(), {}, ValueError, r"does not run on .* \(40, 4\) int64 .*; a network takes floating numbers: "),
+    "dtype": (vae, BITS.long(), {}, ValueError, r"does not run on .* \(40, 4\) int64 .*; a network takes floating"),
     "precision of data": (vae, BITS.double(), {}, ValueError, r"does not run on .* \(40, 4\) float64 "),
     "complex data": (vae, BITS.to(torch.complex64), {}, TypeError, "x is a torch.complex64, real numbers are wanted"),
     "NaN": (vae, NAN, {}, ValueError, "x has 1 NaN or infinite values, the first in row 7; drop or fill them"),
