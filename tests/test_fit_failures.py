@@ -1,7 +1,6 @@
 """What goes wrong in training is told before it starts, or costs no epoch that was done."""
 
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -240,8 +239,3 @@ def test_resumed_with_other_data(tmp_path):
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="accelerator is 'mps', which torch can't use here"):
         quietly(vae(), BITS, max_epochs=1, accelerator="mps", callbacks=[Never()])
-
-
-def test_folders_are_paths(tmp_path: Path):
-    with alone_in(tmp_path / "."), alone_in(tmp_path.parent):
-        pass
