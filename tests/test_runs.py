@@ -13,14 +13,25 @@ from pyrovae.training import checkpoint
 from pyrovae.training.fit import fit
 from pyrovae.training.runs import load
 
+FIX = "copy the run again from its source, or fit anew"
+OPTIONS = {
+    "seed": 0,
+    "compile": False,
+    "progress": False,
+    "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+}
 BITS = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)).round()
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
-    fit(VAE(4, 2, hidden=(3,)), BITS, max_epochs=1, seed=0, compile=False, progress=False, out=folder)
+    fit(VAE(4, 2, hidden=(3,)), BITS, max_epochs=1, out=folder, **OPTIONS)
     return folder
+
+
+def go_on(pair, folder):
+    return fit(pair, BITS, max_epochs=2, out=folder, resume=True, **OPTIONS)
 
 
 def edited(fitted, folder, file, place, *value):
@@ -55,6 +66,7 @@ EDITS = {
         ((S, "history"), (["x"],), r"history: \['x'\], "),
         ((S, "history"), ([{"epoch": "x"}],), "history: "),
         ((S, "history"), ([{}],), "history: "),
+        ((S, "in_epoch"), ([0, 0],), r"in_epoch: \[0, 0\], wanted steps, rows and a loss"),
     ],
     "config.json": [
         (("pair",), ("VAE",), "pair: 'VAE', wanted dict or None"),
@@ -92,8 +104,35 @@ def test_an_edited_run_is_refused_by_the_name_of_its_file(file, place, value, me
     path = edited(fitted, tmp_path, file, place, *value)
     with pytest.raises(ValueError, match=rf"^{path} has {message}") as refused:
         load(tmp_path)
-    assert str(refused.value).endswith("copy the run again from its source, or fit anew")
+    assert str(refused.value).endswith(FIX)
     assert len(str(refused.value)) < len(str(path)) + 500
+
+
+@pytest.mark.parametrize(("place", "value", "message"), EDITS["state.json"])
+def test_an_edited_run_does_not_go_on(place, value, message, fitted, tmp_path):
+    path = edited(fitted, tmp_path, "state.json", place, *value)
+    with pytest.raises(ValueError, match=rf"^{path} has {message}.*{FIX}$"):
+        go_on(VAE(4, 2, hidden=(3,)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("optimizer", "param_groups"), ()),
+        (("optimizer", "param_groups", 0, "params"), ([0],)),
+        (("optimizer", "state"), ([],)),
+        ((S, "scheduler"), ()),
+        ((S, "scheduler"), ("x",)),
+    ],
+)
+def test_values_that_only_torch_understands_name_their_file(place, value, fitted, tmp_path):
+    """The pair that was to go on is then as it was given, though the checkpoint has parameters for it."""
+    path, pair = edited(fitted, tmp_path, "state.json", place, *value), VAE(4, 2, hidden=(3,))
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"^{path} has values from which no training goes on \(.*\); {FIX}$"):
+        go_on(pair, tmp_path)
+    for name, tensor in pair.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_the_batch_of_a_run_is_any_that_fits_in_memory(fitted, tmp_path):

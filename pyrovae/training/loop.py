@@ -25,6 +25,7 @@ from pyrovae.training.compiled import CompiledUpdate
 from pyrovae.training.critics import CriticTraining, critic_of
 from pyrovae.training.diverged import not_finite
 from pyrovae.training.history import Epoch, History
+from pyrovae.training.kept import check_continues, checked_state, taken_from
 from pyrovae.training.optimizers import made
 from pyrovae.training.plain_values import encode
 from pyrovae.training.processes import Processes
@@ -36,7 +37,6 @@ __all__ = ["Callback", "Loop", "Run"]
 
 READ_EVERY = 50  # steps between two looks at the losses, which wait for the device
 SAVE_EVERY = 60.0  # seconds between two checkpoints
-_MAY_CHANGE = ("max_epochs", "patience", "processes", "data_hash")  # between a run and its resumption, or told apart
 
 
 class Callback:
@@ -382,36 +382,27 @@ class Loop:
         path = checkpoint.latest(run.out / "checkpoints")
         assert path is not None
         kept = checkpoint.read(path)
-        size = kept.config.get("processes", 1)
-        if size != self.processes.size:  # its random states and its parts of batches are theirs
-            raise ValueError(
-                f"the run in {str(run.out)!r} was trained by {size} process{'es' * (size > 1)}, here are "
-                f"{self.processes.size}; pass devices={size} or start it with torchrun --nproc_per_node={size}"
-            )
-        if kept.config.get("data_hash") not in (None, run.config["data_hash"]):  # runs of earlier versions have none
-            raise ValueError(
-                f"the first rows of data are not those of the run in {str(run.out)!r}; pass the same data to go on "
-                "with it, or another folder to start anew"
-            )
-        for name, value in run.config.items():
-            if name not in _MAY_CHANGE and kept.config.get(name) != value:
-                raise ValueError(
-                    f"{name} is {value!r}, the run in {str(run.out)!r} has {kept.config.get(name)!r}; "
-                    f"pass {name}={kept.config.get(name)!r} to go on with it, or another folder to start anew"
-                )
+        check_continues(run.config, kept.config, str(run.out))
+        file = str(path / checkpoint.STATE)
+        history, before = checked_state(kept.state, file), self._snapshot()
         self._restore({name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")})
         self.best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
-        if self.critic:
-            self.critic.resume(kept.state["critic"], kept.optimizer.pop("critic"))
-        self.optimizer.load_state_dict(kept.optimizer)
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(kept.state["scheduler"])
+        try:
+            with taken_from(file):
+                if self.critic:
+                    self.critic.resume(kept.state["critic"], kept.optimizer.pop("critic"))
+                self.optimizer.load_state_dict(kept.optimizer)
+                if self.scheduler is not None:
+                    self.scheduler.load_state_dict(kept.state["scheduler"])
+                self.in_epoch = Epoch(*kept.state["in_epoch"])
+                checkpoint.set_random_state(self.processes.own_states(kept.random))
+        except ValueError:
+            self._restore(before)
+            raise
         self.update.failure, self.update.begun = kept.state.get("eager_because"), True
         run.step, run.epoch, run.seconds = kept.state["step"], kept.state["epoch"], kept.state["seconds"]
         run.best_epoch, run.best_loss = kept.state["best"]
-        self.in_epoch = Epoch(*kept.state["in_epoch"])
-        run.history = History(kept.state["history"])
-        checkpoint.set_random_state(self.processes.own_states(kept.random))
+        run.history = history
         self.processes.check_same({"step of the checkpoint": run.step})
 
     @contextlib.contextmanager
