@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
 from pyrovae.models.base import as_pair, structure
+from pyrovae.training.checkpoint import version_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 
@@ -174,9 +176,11 @@ def versions() -> dict[str, str]:
     """What a figure depends on besides its seed."""
     return {
         "python": platform.python_version(),
+        "pyrovae": version_of("pyrovae"),
         "torch": str(torch.__version__),
         "pyro": pyro.__version__,
         "numpy": numpy.__version__,
+        "scikit-learn": version_of("scikit-learn"),
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
@@ -239,8 +243,16 @@ def _further(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def write_json(values: dict[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write plain values as JSON: the whole file appears, or none."""
-    return write_text(json.dumps(values, indent=2) + "\n", path)
+    """Write plain values as JSON, in which what is not finite is null: the whole file appears, or none."""
+    return write_text(json.dumps(_finite(values), indent=2, allow_nan=False) + "\n", path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> Path:

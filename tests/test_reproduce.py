@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import disentanglement, ladder, runner, tables, vade
+from examples.reproduce import disentanglement, runner, tables, vade
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce
 from examples.reproduce.tables import summary, table
+from pyrovae import reports
 
 TABLE = disentanglement.RESULT.cells
+SETTING = {"seed": 0, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
 
 
 def small(data):
@@ -54,8 +56,11 @@ def test_cut_off_and_gone_on_with_is_as_if_never_cut_off(tmp_path, monkeypatch):
     assert records(tmp_path / "again") == {}
     run(cells=["VAE 1"])
     assert records(tmp_path / "again")["vae_1_seed_0"]["nll"] == whole["nll"]
-    assert (whole["epochs"], whole["paper"]) == (6, 21.0)
-    assert whole["versions"]["torch"]
+    assert (whole["epochs"], whole["schedule"]["decay"]) == (6, 0.1)
+    assert {"torch", "pyrovae", "scikit-learn"} <= set(whole["versions"])
+    assert whole["commit"] == runner.commit()
+    assert whole["fit_seconds"] > 0
+    assert whole["evaluate_seconds"] > 0
 
 
 def test_a_cells_figure_is_that_of_its_run(tmp_path):
@@ -78,10 +83,12 @@ def test_table_has_mean_and_spread_and_says_what_has_not_run(tmp_path):
     folder = tmp_path / "results" / "small" / str(RESULT.reduced)
     folder.mkdir(parents=True)
     for seed, nll in enumerate([20.0, 22.0]):
-        record = {"nll": nll, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        record = {"seed": seed, "nll": nll, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
         (folder / f"vae_1_seed_{seed}.json").write_text(json.dumps(record))
     lines = table("small", RESULT).splitlines()
-    assert "| VAE 1 | 21.00 | 21.00 ± 1.41 (20.00, 21.00, 22.00) | 20.00, 22.00 | 2 | 6 | 128 | 10 | cpu |" in lines
+    assert (
+        "| VAE 1 | 21.00 | 21.00 ± 1.41 (20.00, 21.00, 22.00) | 0: 20.00, 1: 22.00 | 2 | 6 | 128 | 10 | cpu |" in lines
+    )
     assert "| IWAE 5 |  | not run yet |  |  |  |  |  |  |" in lines
 
 
@@ -89,7 +96,7 @@ def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
     folder = tmp_path / "results" / "several" / "one"
     folder.mkdir(parents=True)
     for seed, (mig, score) in enumerate([(0.1, 0.5), (0.2, 0.9), (0.6, 0.7)]):
-        record = {"mig": mig, "score": score, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
+        record = {"mig": mig, "score": score, **dict(SETTING, seed=seed)}
         (folder / f"ran_seed_{seed}.json").write_text(json.dumps(record))
     cells = {"ran": Cell(small, paper={"score": 0.82}), "quoted": Cell(None, paper={"mig": 0.4}), "new": Cell(small)}
     several = dataclasses.replace(RESULT, figure=("mig", "score"), cells=cells)
@@ -98,8 +105,8 @@ def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
     assert lines[2].startswith(
         f"| cell | mig, paper | mig, {ours} | score, paper | score, {ours} | each seed | seeds |"
     )
-    found = "| ran |  | 0.30 ± 0.26 (0.10, 0.20, 0.60) | 0.82 | 0.70 ± 0.20 (0.50, 0.70, 0.90) | 0.10, 0.20, 0.60 | 3 |"
-    assert lines[4] == f"{found} 6 | 128 | 10 | cpu |"
+    figures = "| ran |  | 0.30 ± 0.26 (0.10, 0.20, 0.60) | 0.82 | 0.70 ± 0.20 (0.50, 0.70, 0.90) |"
+    assert lines[4] == f"{figures} 0: 0.10, 1: 0.20, 2: 0.60 | 3 | 6 | 128 | 10 | cpu |"
     assert lines[5] == "| quoted | 0.40 | quoted |  | quoted |  |  |  |  |  |  |"
     assert lines[6] == "| new |  | not run yet |  | not run yet |  |  |  |  |  |  |"
     assert {line.count("|") for line in lines[2:]} == {12}
@@ -108,13 +115,25 @@ def test_a_table_of_several_figures_has_columns_of_each(tmp_path):
 def test_a_table_says_how_long_a_start_was(tmp_path):
     folder = tmp_path / "results" / "begun" / "pretraining_4_epochs_6_batch_128_samples_10"
     folder.mkdir(parents=True)
-    for cell in ("begun", "whole"):
-        record = {"nll": 1.0, "epochs": 6, "batch_size": 128, "num_samples": 10, "device": "cpu"}
-        (folder / f"{cell}_seed_0.json").write_text(json.dumps(record))
-    cells = {"begun": Cell(small, start=lambda *_, **__: True), "whole": Cell(small)}
+    for cell, start in (("begun", {"start": {"epochs": 4}}), ("whole", {})):
+        (folder / f"{cell}_seed_0.json").write_text(json.dumps({"nll": 1.0, **SETTING, **start}))
+    cells = {"begun": Cell(small), "whole": Cell(small)}
     lines = table("begun", dataclasses.replace(RESULT, cells=cells)).splitlines()
-    assert "| begun | 1.00 |  | 1 | 4 + 6 | 128 | 10 | cpu |" in lines
-    assert "| whole | 1.00 |  | 1 | 6 | 128 | 10 | cpu |" in lines
+    assert "| begun | 1.00 | 0: 1.00 | 1 | 4 + 6 | 128 | 10 | cpu |" in lines
+    assert "| whole | 1.00 | 0: 1.00 | 1 | 6 | 128 | 10 | cpu |" in lines
+
+
+def test_seeds_that_ended_early_or_ran_elsewhere_are_all_told(tmp_path):
+    """In the order of their numbers, and never those of another training, which was longer than some of them."""
+    for schedule, ran in {"long": {10: (20, "cuda"), 2: (9, "cpu"), 0: (16, "cpu")}, "short": {0: (18, "cpu")}}.items():
+        (tmp_path / "results" / "several" / schedule).mkdir(parents=True)
+        for seed, (epochs, device) in ran.items():
+            record = {**SETTING, "seed": seed, "nll": float(epochs), "epochs": epochs, "device": device}
+            (tmp_path / "results" / "several" / schedule / f"vae_seed_{seed}.json").write_text(json.dumps(record))
+    result = dataclasses.replace(RESULT, cells={"VAE": Cell(small)})
+    setting = "| 3 | 9 to 20 | 128 | 10 | cpu to cuda |"
+    assert summary({"several": result}).splitlines()[-1] == f"| VAE |  | 15.00 ± 5.57 (9.00, 16.00, 20.00) {setting}"
+    assert f"| 0: 16.00, 2: 9.00, 10: 20.00 {setting}" in table("several", result)
 
 
 def test_a_table_without_papers_has_no_column_of_them():
@@ -135,11 +154,12 @@ def test_the_summary_has_each_cells_longest_training(tmp_path):
     for schedule, figures in found.items():
         (tmp_path / "results" / "small" / schedule).mkdir(parents=True)
         for stem, nll in figures.items():
-            record = {"nll": nll, "mig": 0.5, "epochs": int(schedule[-1]), "num_samples": 10, "device": "cpu"}
+            record = {**SETTING, "nll": nll, "mig": 0.5, "epochs": int(schedule[-1])}
+            if stem.startswith("long") and "pretraining" in schedule:
+                record["start"] = {"epochs": 4}
             (tmp_path / "results" / "small" / schedule / f"{stem}.json").write_text(json.dumps(record))
-    start = {"start": lambda *_, **__: True}
     cells = {
-        "long": Cell(small, paper={"mig": 0.4}, **start),
+        "long": Cell(small, paper={"mig": 0.4}),
         "short": Cell(small),
         "without a start": Cell(small),
         "elsewhere": Cell(None, paper={"nll": 2.0}),
@@ -148,14 +168,14 @@ def test_the_summary_has_each_cells_longest_training(tmp_path):
     }
     lines = summary({"small": dataclasses.replace(RESULT, cells=cells, figure=("nll", "mig"))}).splitlines()
     assert lines[2:] == [
-        "| **`small`** Nobody, table 1: nll, mig |  |  |  |  |  |  |",
-        "| long | –; 0.40 | 4.00 ± 1.41 (3.00, 4.00, 5.00); 0.50 ± 0.00 | 2 | 4 + 6 | 10 | cpu |",
-        "| short |  | 7.00; 0.50 | 1 | 8 | 10 | cpu |",
-        "| without a start |  | 9.00; 0.50 | 1 | 6 | 10 | cpu |",
-        "| elsewhere | 2.00; – | quoted |  |  |  |  |",
-        "| not run yet: one; two |  |  |  |  |  |  |",
+        "| **`small`** Nobody, table 1: nll, mig |  |  |  |  |  |  |  |",
+        "| long | –; 0.40 | 4.00 ± 1.41 (3.00, 4.00, 5.00); 0.50 ± 0.00 | 2 | 4 + 6 | 128 | 10 | cpu |",
+        "| short |  | 7.00; 0.50 | 1 | 8 | 128 | 10 | cpu |",
+        "| without a start |  | 9.00; 0.50 | 1 | 6 | 128 | 10 | cpu |",
+        "| elsewhere | 2.00; – | quoted |  |  |  |  |  |",
+        "| not run yet: one; two |  |  |  |  |  |  |  |",
     ]
-    assert {line.count("|") for line in lines} == {8}
+    assert {line.count("|") for line in lines} == {9}
 
 
 def test_the_readme_takes_the_summary_between_its_marks(tmp_path, monkeypatch):
@@ -206,18 +226,56 @@ def test_pictures_are_of_the_finished_cells(tmp_path):
 
 
 def test_fine_tuning_goes_on_from_the_ladder(tmp_path):
+    """From one that is there, or that it trains itself."""
     result, schedule = NAMES["ladder_digits"], Schedule(epochs=1, batch_size=500, num_samples=1)
     with torch.random.fork_rng():
         reproduce("l", result, cells=["ladder"], seeds=[1], schedule=schedule, budget=10.0, device="cpu")
-    cell, out = result.cells["ladder, fine-tuned"], runner.run_folder("l", schedule, "ladder, fine-tuned", 1)
-    pair, data = runner.made(result, cell, seed=1, root=None)
-    assert ladder.from_the_ladder(pair, data, schedule, seed=1, out=out)
-    trained = pv.load(runner.run_folder("l", schedule, "ladder", 1), pair=runner.new_pair(cell, data, seed=2)).pair
-    torch.testing.assert_close(pair.state_dict(), trained.state_dict(), rtol=0, atol=0)
-    for seed, epochs in ((2, 1), (1, 2)):
-        longer = dataclasses.replace(schedule, epochs=epochs)
-        with pytest.raises(FileNotFoundError, match=f'run the cell "ladder" with seed {seed} first'):
-            ladder.from_the_ladder(pair, data, longer, seed=seed, out=out.with_name(f"ladder_fine-tuned_seed_{seed}"))
+    cell, options = result.cells["ladder, fine-tuned"], {"accelerator": "cpu", "validation": False, "progress": False}
+    for seed in (1, 2):
+        pair, data = runner.made(result, cell, seed=seed, root=None)
+        new = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+        out = runner.run_folder("l", schedule, "ladder, fine-tuned", seed)
+        found = cell.start(pair, data, schedule, seed=seed, out=out, **options)
+        assert found["epochs"] == 1
+        assert found["seconds"] > 0
+        trained = pv.load(runner.run_folder("l", schedule, "ladder", seed), pair=runner.new_pair(cell, data, seed=3))
+        torch.testing.assert_close(pair.state_dict(), trained.pair.state_dict(), rtol=0, atol=0)
+        assert not torch.equal(pair.state_dict()["likelihood.head.layer.bias"], new["likelihood.head.layer.bias"])
+
+
+def test_time_that_is_up_ends_between_cells_and_before_an_evaluation(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def evaluate(pair, run, data, num_samples):
+        calls.append(run.epoch)
+        return {"nll": 1.0}
+
+    cells = {name: Cell(small, evaluate=evaluate) for name in ("one", "two", "three")}
+    result = dataclasses.replace(RESULT, cells=cells)
+    short = dataclasses.replace(RESULT.reduced, epochs=1)  # 12 steps, before the first look at the clock
+    options = {"cells": list(cells), "seeds": [0], "schedule": short, "device": "cpu"}
+    with torch.random.fork_rng():
+        reproduce("t", result, budget=0.0, **options)
+        assert calls == []  # trained, and no time to evaluate
+        assert "out of time in one, seed 0" in capsys.readouterr().out
+        reproduce("t", result, budget=10.0, **{**options, "cells": ["one", "two"]})
+        assert calls == [1, 1]
+
+        def slow(pair, run, data, num_samples):
+            monkeypatch.setattr(runner.time, "monotonic", lambda: 1e9)
+            return evaluate(pair, run, data, num_samples)
+
+        cells |= {name: Cell(small, evaluate=slow) for name in ("three", "four")}
+        reproduce("t", dataclasses.replace(RESULT, cells=cells), budget=10.0, **{**options, "cells": list(cells)})
+    assert calls == [1, 1, 1]
+    assert "out of time, 1 to go" in capsys.readouterr().out
+
+
+def test_a_cell_that_ran_otherwise_is_not_taken_for_done(tmp_path):
+    run(cells=["VAE 1"])
+    other = dataclasses.replace(RESULT.reduced, lr=3e-4, decay=1.0)
+    with pytest.raises(ValueError, match=r"vae_1_seed_0.json ran with {'lr': 0.001, 'decay': 0.1}, here that is {'lr'"):
+        run(cells=["VAE 1"], schedule=other)
 
 
 def test_a_cell_has_its_own_data_or_only_a_papers_figure(tmp_path):
@@ -252,12 +310,18 @@ def test_a_start_that_is_cut_off_goes_on_and_is_part_of_the_cell(tmp_path, monke
     monkeypatch.setattr(vade, "RESTARTS", 1)
     found = clusters(tmp_path, "VaDE plain start")["vade_plain_start_seed_1"]
     assert 10 < found["start"]["acc"] <= 100
+    assert found["start"]["epochs"] == 2
+    assert found["start"]["seconds"] > 0
+    assert [sum(row) for row in found["labels_of_clusters"]] == found["clusters"]
+    assert sorted(found["clusters"], reverse=True) == found["clusters"]
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "again")
     monkeypatch.chdir(tmp_path / "results")
     reproduce_cut = clusters(tmp_path / "again", "VaDE plain start", budget=0.0)
     assert reproduce_cut == {}
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "again" / "results")
     again = clusters(tmp_path / "again", "VaDE plain start")["vade_plain_start_seed_1"]
+    for record in (found, again):
+        del record["start"]["seconds"]
     assert {key: again[key] for key in ("acc", "start", "weights")} == {
         key: found[key] for key in ("acc", "start", "weights")
     }
@@ -270,7 +334,7 @@ def test_a_cell_that_was_cut_off_after_its_start_does_not_start_again(tmp_path):
         calls.append(seed)
         with torch.no_grad():
             pair.likelihood.head.layer.bias.fill_(7.0)
-        return True
+        return {"epochs": 3, "seconds": 2.0}
 
     result = dataclasses.replace(RESULT, cells={"started": Cell(small, start=start)})
     for budget in (0.0, 10.0):
@@ -278,6 +342,7 @@ def test_a_cell_that_was_cut_off_after_its_start_does_not_start_again(tmp_path):
             reproduce("s", result, cells=["started"], seeds=[0], schedule=RESULT.reduced, budget=budget, device="cpu")
         assert len(records(tmp_path / "results")) == (budget > 0)
     assert calls == [0]
+    assert records(tmp_path / "results")["started_seed_0"]["start"] == {"epochs": 3, "seconds": 2.0}
     kept = pv.load(tmp_path / "runs" / "reproduce" / "s" / str(RESULT.reduced) / "started_seed_0").pair
     assert (kept.likelihood.head.layer.bias > 6).all()
 
@@ -342,3 +407,10 @@ def test_disentanglement_scores_codes_of_all_images(monkeypatch):
     without = disentanglement.scores(pair, run, data, 1)
     assert without["mig_without_shape"] == pytest.approx(1.0)
     assert without["mig"] == pytest.approx(0.8)
+
+
+def test_json_is_what_every_reader_of_it_takes(tmp_path):
+    values = {"error": math.nan, "bounds": [1.0, -math.inf], "seeds": (0, 1), "name": "nan"}
+    path = reports.write_json(values, tmp_path / "figures.json")
+    found = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert found == {"error": None, "bounds": [1.0, None], "seeds": [0, 1], "name": "nan"}

@@ -11,15 +11,24 @@ import torch
 from pyrovae.data import Data, Split
 
 
+def folder(root: str | None, name: str) -> Path:
+    """One of the folder of all data.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    path = Path(root or os.environ.get("PYROVAE_DATA", "data")) / name
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not there; pass --root, the folder that holds {name}")
+    return path
+
+
 def static_mnist(root: str | None) -> Data:
     """MNIST binarised once for all (Larochelle), 50,000 / 10,000 / 10,000 rows.
 
     It is read from `binarized_mnist/binarized_mnist.npz`: arrays train, valid and test of 784 bits, packed in rows.
     """
-    path = Path(root or os.environ.get("PYROVAE_DATA", "data")) / "binarized_mnist" / "binarized_mnist.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; pass --root, the folder that holds binarized_mnist")
-    with np.load(path, allow_pickle=False) as packed:
+    with np.load(folder(root, "binarized_mnist") / "binarized_mnist.npz", allow_pickle=False) as packed:
         parts = [
             Split({"x": torch.from_numpy(np.unpackbits(packed[part], axis=1)).float().unflatten(1, (1, 28, 28))})
             for part in ("train", "valid", "test")

@@ -20,7 +20,7 @@ import torch
 from matplotlib.axes import Axes
 
 import pyrovae as pv
-from examples.reproduce.runner import Cell, Finished, Result, Schedule
+from examples.reproduce.runner import Cell, Finished, Result, Schedule, Start, fit_options, negative
 from pyrovae.data import Data
 
 
@@ -36,13 +36,12 @@ def units_above(pair: pv.Pair, x: torch.Tensor, site: str, threshold: float = 0.
 
 
 def layers(pair: pv.Pair, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-    estimate = pv.log_likelihood(pair, data.test, num_samples=num_samples)
+    estimate = pv.log_likelihood(pair, data.test, num_samples=num_samples, seed=run.seed)
     parts = pv.elbo(pair, data.test)
     kl, few = dict(sorted(parts.kl.items())), data.test.subset(range(min(1000, len(data.test))))
     units = {site: units_above(pair, few["x"], site) for site in kl}
     return {
-        "nll": -estimate.value,
-        "standard_error": estimate.standard_error,
+        **negative(estimate),
         "elbo": parts.elbo.value,
         "kl": kl,
         "layers_above_0.1": sum(value > 0.1 for value in kl.values()),
@@ -52,15 +51,18 @@ def layers(pair: pv.Pair, run: pv.Run, data: Data, num_samples: int) -> dict[str
     }
 
 
-def from_the_ladder(pair: pv.Pair, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any) -> bool:
-    """The parameters of the cell "ladder" of the same seed, which has to be there."""
-    folder = out.with_name(f"ladder_seed_{seed}")
-    if not (folder / "checkpoints").exists() or pv.load(folder, pair=pair).epoch < schedule.epochs:
-        raise FileNotFoundError(
-            f'{folder} is no finished run on this machine; run the cell "ladder" with seed {seed} first, '
-            "without its JSON if that is there"
-        )
-    return True
+def trained(cell: Cell) -> Start:
+    """A start from the cell "ladder" of the same seed, which is trained where that has not been done."""
+
+    def start(
+        pair: pv.Pair, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any
+    ) -> dict[str, Any] | None:
+        folder = out.with_name(f"ladder_seed_{seed}")
+        options |= {**fit_options(cell, data, schedule), "out": folder, "resume": (folder / "checkpoints").exists()}
+        run = pv.fit(pair, data, seed=seed, **options)
+        return None if run.interrupted else {"epochs": run.epoch, "seconds": run.seconds}
+
+    return start
 
 
 def cells(*latent_dims: int, paper: float | None = None) -> dict[str, Cell]:
@@ -69,16 +71,16 @@ def cells(*latent_dims: int, paper: float | None = None) -> dict[str, Cell]:
         return family(data.event_shape, latent_dims, hidden=hidden)
 
     softplus = partial(pv.HierarchicalVAE, posterior=pv.conditionals.SoftplusNormal, batch_norm=True)
-    ladder = partial(pv.LadderVAE, batch_norm=True)
+    ladder = Cell(partial(made, partial(pv.LadderVAE, batch_norm=True)), warm_up, evaluate=layers)
     return {
-        "ladder": Cell(partial(made, ladder), warm_up, evaluate=layers),
+        "ladder": ladder,
         "ladder, fine-tuned": Cell(
-            partial(made, ladder),
+            ladder.pair,
             lambda data, schedule: pv.IWAE(5),
             paper and {"nll": paper},
             options={"lr": 2e-4},
             evaluate=layers,
-            start=from_the_ladder,
+            start=trained(ladder),
         ),
         "hierarchical, batch norm, warm-up": Cell(partial(made, softplus), warm_up, evaluate=layers),
         "hierarchical": Cell(partial(made, pv.HierarchicalVAE), evaluate=layers),

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import pyrovae as pv
-from examples.reproduce.runner import Cell, Result, Schedule
+from examples.reproduce.runner import Cell, Result, Schedule, negative
 from pyrovae.data import Data
 from pyrovae.priors import RealNVP, StandardNormal, VampPrior
 
@@ -50,9 +50,7 @@ def implicit_likelihood(pair: pv.VAE, run: pv.Run, data: Data, num_samples: int)
     annealed = pv.ais(pv.TiltedPair(pair, critic), few, num_chains=8, num_temperatures=200, seed=run.seed)
     sampled = pv.log_likelihood(pv.TiltedPair(pair, critic), few, num_samples=num_samples, seed=run.seed)
     return {
-        "nll": -estimate.value,
-        "standard_error": estimate.standard_error,
-        "data_standard_error": estimate.data_standard_error,
+        **negative(estimate),
         "log_normaliser": estimate.log_normaliser.value,
         "log_normaliser_error": estimate.log_normaliser.standard_error,
         "nll_of_50": -sampled.value + estimate.log_normaliser.value,

@@ -6,7 +6,9 @@ checkpoint if it was cut off, and one JSON file in `examples/results/NAME/SCHEDU
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,9 @@ from pyrovae import reports
 from pyrovae.data import Data
 from pyrovae.models.base import isolated_random_state
 
+Start = Callable[..., dict[str, Any] | None]
 RESULTS = Path(__file__).parents[1] / "results"
+START = "start.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Schedule:
         lr: learning rate at the start.
         decay: what the learning rate has been multiplied by at the end, by the same factor each epoch.
         pretraining: epochs of what a cell's `start` trains before; cells without a start train so many more.
+
+    A cell's options may have a batch size, a rate or an end of their own.
     """
 
     epochs: int
@@ -64,8 +70,9 @@ class Cell:
         load: the cell's data, where they are not the result's.
         prepare: what the cell trains on and is evaluated on, made of these data, the seed and the deadline: of a few
             labels, say. None where the time was up before it was there.
-        start: takes the new pair to where its training starts, such as by training in folders of its own, in which it
-            goes on if it was cut off: `start(pair, data, schedule, seed=, out=, **options of fit)`; False if it was.
+        start: takes the new pair to where its training starts, by training in folders of its own, in which it goes on
+            if it was cut off: `start(pair, data, schedule, seed=, out=, **options of fit)`. Its figures, of which
+            `epochs` and `seconds` are two; None if it was cut off.
         without_pair: figures of a method that trains no pair, called with the data and the seed, where pair is None.
     """
 
@@ -76,7 +83,7 @@ class Cell:
     evaluate: Callable[[Any, pv.Run, Data, int], dict[str, Any]] | None = None  # likelihood_and_units
     load: Callable[[str | None], Data] | None = None
     prepare: Callable[[Data, int, float], Data | None] = lambda data, seed, deadline: data
-    start: Callable[..., bool] | None = None
+    start: Start | None = None
     without_pair: Callable[[Data, int], dict[str, Any]] | None = None
 
     @property
@@ -146,14 +153,18 @@ class OutOfTime(pv.Callback):
             run.interrupted = True
 
 
-def likelihood(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-    """The negative log-likelihood of the test set, in nats."""
-    estimate = pv.log_likelihood(pair, data.test, num_samples=num_samples, seed=run.seed)
+def negative(estimate: pv.Estimate, name: str = "nll") -> dict[str, Any]:
+    """A negative log-likelihood in nats per row; its error for these rows, and as a mean of all that there could be."""
     return {
-        "nll": -estimate.value,
+        name: -estimate.value,
         "standard_error": estimate.standard_error,
         "data_standard_error": estimate.data_standard_error,
     }
+
+
+def likelihood(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
+    """The negative log-likelihood of the test set, in nats."""
+    return negative(pv.log_likelihood(pair, data.test, num_samples=num_samples, seed=run.seed))
 
 
 def likelihood_and_units(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
@@ -173,52 +184,75 @@ def run_cell(
     device: str = "auto",
     root: str | None = None,
 ) -> bool:
-    """Train and evaluate one cell with one seed, or go on with it; whether it is finished."""
+    """Train and evaluate one cell with one seed, or go on with it; whether it came to its end."""
     cell = result.cells[cell_name]
     path, out = record_path(name, schedule, cell_name, seed), run_folder(name, schedule, cell_name, seed)
-    if cell.quoted or path.exists():
-        return True
     data = prepared(result, cell, seed=seed, root=root, deadline=deadline)
     if data is None:
         return False
     record = {
+        "cell": cell_name,
+        "seed": seed,
+        "schedule": dataclasses.asdict(schedule),
         "num_samples": schedule.num_samples,
         "batch_size": schedule.batch_size,
-        "cell": cell_name,
-        "paper": cell.paper,
-        "seed": seed,
         "versions": reports.versions(),
+        "commit": commit(),
     }
     if cell.without_pair is not None:
-        record |= {"epochs": 0, "fit_seconds": 0.0, "device": "cpu", **cell.without_pair(data, seed)}
+        began = time.monotonic()
+        record |= {"epochs": 0, "device": "cpu", **cell.without_pair(data, seed)}
+        record["fit_seconds"] = time.monotonic() - began
     else:
-        epochs = schedule.epochs + (0 if cell.start else schedule.pretraining)
-        options = {
-            "objective": cell.objective(data, schedule),
-            "max_epochs": epochs,
-            "batch_size": schedule.batch_size,
-            "lr": schedule.lr,
-            "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / epochs)),
-            **(cell.options(data) if callable(cell.options) else cell.options),
-        }
+        options = fit_options(cell, data, schedule)
         common = {"accelerator": device, "callbacks": [OutOfTime(deadline)], "validation": False}
         pair, resume = new_pair(cell, data, seed=seed), (out / "checkpoints").exists()
-        if cell.start is not None and not resume and not cell.start(pair, data, schedule, seed=seed, out=out, **common):
-            return False
+        if cell.start is not None and not resume:
+            start = cell.start(pair, data, schedule, seed=seed, out=out, **common)
+            if start is None:
+                return False
+            out.mkdir(parents=True, exist_ok=True)
+            reports.write_json(start, out / START)
         run = pv.fit(pair, data, **{**common, **options}, seed=seed, out=out, resume=resume)
-        if run.interrupted:
+        began = time.monotonic()
+        if run.interrupted or began > deadline:
             return False
         record |= {
             "batch_size": options["batch_size"],
             **(cell.evaluate or likelihood_and_units)(run.pair, run, data, schedule.num_samples),
             "epochs": run.epoch,
             "fit_seconds": run.seconds,
+            "evaluate_seconds": time.monotonic() - began,
             "device": next(iter(run.known.parameters.values())).device.type,
         }
+        if cell.start is not None:
+            record["start"] = json.loads((out / START).read_text())
     path.parent.mkdir(parents=True, exist_ok=True)
     reports.write_json(record, path)
     print(f"{cell_name}, seed {seed}:", ", ".join(f"{key} {record[key]:.4g}" for key in result.figures), flush=True)
     return True
+
+
+def fit_options(cell: Cell, data: Data, schedule: Schedule) -> dict[str, Any]:
+    """With what `pyrovae.fit` trains a cell."""
+    epochs = schedule.epochs + (0 if cell.start else schedule.pretraining)
+    return {
+        "objective": cell.objective(data, schedule),
+        "max_epochs": epochs,
+        "batch_size": schedule.batch_size,
+        "lr": schedule.lr,
+        "schedule": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=schedule.decay ** (1 / epochs)),
+        **(cell.options(data) if callable(cell.options) else cell.options),
+    }
+
+
+def commit() -> str | None:
+    """That of the code that runs, where it is a checkout; "-dirty" at its end where files were changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # there is no git
+        return None
 
 
 def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
@@ -229,7 +263,8 @@ def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
 def records(name: str, cell: str) -> dict[str, list[dict[str, Any]]]:
     """A cell's figures so far, by schedule, seed after seed."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((RESULTS / name).glob(f"*/{_stem(cell)}_seed_*.json")):
+    paths = (RESULTS / name).glob(f"*/{_stem(cell)}_seed_*.json")
+    for path in sorted(paths, key=lambda path: (path.parent.name, int(path.stem.rpartition("_")[2]))):
         found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
     return found
 
@@ -275,12 +310,34 @@ def reproduce(
 ) -> None:
     """Run the cells of a result, seed by seed, until they are done or the minutes are up."""
     deadline = time.monotonic() + 60 * budget
-    for seed in seeds:
-        for cell in cells:
-            where = {"device": device, "root": root}
-            if not run_cell(name, result, cell, schedule=schedule, seed=seed, deadline=deadline, **where):
-                print(f"out of time in {cell}, seed {seed}; the same command goes on with it", flush=True)
-                return
+    wanted = [(seed, cell) for seed in seeds for cell in cells if not _finished(name, result, cell, schedule, seed)]
+    for number, (seed, cell) in enumerate(wanted):
+        where = {"device": device, "root": root}
+        if not run_cell(name, result, cell, schedule=schedule, seed=seed, deadline=deadline, **where):
+            print(f"out of time in {cell}, seed {seed}; the same command goes on with it", flush=True)
+            return
+        if time.monotonic() > deadline and wanted[number + 1 :]:
+            print(f"out of time, {len(wanted) - number - 1} to go; the same command goes on with them", flush=True)
+            return
+
+
+def _finished(name: str, result: Result, cell: str, schedule: Schedule, seed: int) -> bool:
+    """Whether there is nothing to run.
+
+    Raises:
+        ValueError: where it ran otherwise than it would here.
+    """
+    path = record_path(name, schedule, cell, seed)
+    if result.cells[cell].quoted or not path.exists():
+        return result.cells[cell].quoted
+    ran, here = json.loads(path.read_text()).get("schedule"), dataclasses.asdict(schedule)
+    if ran not in (None, here):  # figures from before it was kept have none
+        other = {key: value for key, value in ran.items() if here[key] != value}
+        raise ValueError(
+            f"{path} ran with {other}, here that is { {key: here[key] for key in other} }; move it and its folder in "
+            "runs/reproduce away to run it anew, or ask for another number of epochs"
+        )
+    return True
 
 
 def draw(name: str, result: Result, *, schedule: Schedule, seed: int, root: str | None = None) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,40 +32,37 @@ def table(name: str, result: Result) -> str:
     lines = [result.source, "", *_head(titles)]
     for cell_name, cell in result.cells.items():
         absent = "quoted" if cell.quoted else "not run yet"
-        for schedule, found in records(name, cell_name).items() or [("", [])]:
+        for found in records(name, cell_name).values() or [[]]:
             paper = papers[cell_name]
             figures = [
                 _figure(paper.get(key)) if whose == "paper" else _spread(key, found) or absent for key, whose in columns
             ]
-            setting = [_setting(cell, schedule, found[0], key) if found else "" for key in SETTING]
-            each = ", ".join(_figure(record[result.figures[0]]) for record in found[:MOST] if len(found) > 1)
-            lines.append(_row([cell_name, *figures, each, str(len(found) or ""), *setting]))
+            setting = [_setting(found, key) for key in SETTING]
+            each = [f"{record['seed']}: {_figure(record[result.figures[0]])}" for record in found[:MOST]]
+            lines.append(_row([cell_name, *figures, ", ".join(each), str(len(found) or ""), *setting]))
     return "\n".join(lines)
 
 
 def summary(results: Mapping[str, Result]) -> str:
     """The README's table: of each cell the longest training, whatever its figure, and which cells have not run."""
-    lines = _head(["cell", "paper", OURS, "seeds", "epochs", "samples", "device"])
+    lines = _head(["cell", "paper", OURS, "seeds", "epochs", "batch", "samples", "device"])
     for name, result in results.items():
         found = {cell: records(name, cell) for cell in result.cells}
         several = f": {', '.join(result.figures)}" if len(result.figures) > 1 else ""
-        lines.append(_row([f"**`{name}`** {result.source}{several}", *[""] * 6]))
+        lines.append(_row([f"**`{name}`** {result.source}{several}", *[""] * 7]))
         for cell_name, settings in found.items():
             cell = result.cells[cell_name]
             papers = [_figure(_papers(result, cell).get(key)) for key in result.figures]
             paper = "; ".join(figure or "–" for figure in papers) if any(papers) else ""
             if cell.quoted:
-                lines.append(_row([cell_name, paper, "quoted", *[""] * 4]))
+                lines.append(_row([cell_name, paper, "quoted", *[""] * 5]))
             elif settings:
-                lengths = {schedule: sum(_epochs(cell, schedule, runs[0])) for schedule, runs in settings.items()}
-                schedule = max(lengths, key=lambda schedule: lengths[schedule])
-                runs = settings[schedule]
+                runs = max(settings.values(), key=lambda runs: max(map(_length, runs)))
                 first, *others = result.figures
                 ours = "; ".join([_spread(first, runs), *(_spread(key, runs, extremes=False) for key in others)])
-                setting = [_setting(cell, schedule, runs[0], key) for key in ("epochs", "num_samples", "device")]
-                lines.append(_row([cell_name, paper, ours, str(len(runs)), *setting]))
+                lines.append(_row([cell_name, paper, ours, str(len(runs)), *(_setting(runs, key) for key in SETTING)]))
         if absent := [cell for cell, settings in found.items() if not settings and not result.cells[cell].quoted]:
-            lines.append(_row([f"not run yet: {'; '.join(absent)}", *[""] * 6]))
+            lines.append(_row([f"not run yet: {'; '.join(absent)}", *[""] * 7]))
     return "\n".join(lines) + "\n"
 
 
@@ -79,16 +75,19 @@ def write_readme(results: Mapping[str, Result]) -> None:
     README.write_text(f"{before}{BEGIN}{summary(results)}{END}{after}")
 
 
-def _epochs(cell: Cell, schedule: str, record: Mapping[str, Any]) -> tuple[int, int]:
-    """Those of a cell's start, and its own."""
-    before = re.match(r"pretraining_(\d+)_", schedule) if cell.start else None
-    return int(before[1]) if before else 0, record["epochs"]
+def _length(record: Mapping[str, Any]) -> int:
+    """Epochs of a cell's start and its own."""
+    return record.get("start", {}).get("epochs", 0) + record["epochs"]
 
 
-def _setting(cell: Cell, schedule: str, record: Mapping[str, Any], key: str) -> str:
-    """With what a cell ran; the epochs of a start stand before its own."""
-    before, _ = _epochs(cell, schedule, record)
-    return f"{before} + {record[key]}" if key == "epochs" and before else str(record[key])
+def _setting(found: Sequence[Mapping[str, Any]], key: str) -> str:
+    """With what a cell's seeds ran: one value, or from the least to the most; a start's epochs stand before its own."""
+    values = sorted({record[key] for record in found})
+    if not values:
+        return ""
+    own = str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+    before = found[0].get("start", {}).get("epochs") if key == "epochs" else None
+    return f"{before} + {own}" if before else own
 
 
 def _papers(result: Result, cell: Cell) -> Mapping[str, float]:

@@ -14,16 +14,15 @@ thousand alternating epochs: 1e-3 over few joint ones.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 
 import pyrovae as pv
+from examples.reproduce.datasets import folder
 from examples.reproduce.runner import Cell, Finished, Result, Schedule
 from pyrovae.data import Data
 from pyrovae.evaluation import topics as tools
@@ -33,7 +32,7 @@ NOTES = ("weapon", "medical", "company", "define", "israel", "book")  # the lect
 
 
 def corpus(root: str | None) -> Data:
-    return pv.data.load_corpus(Path(root or os.environ.get("PYROVAE_DATA", "data")) / "20news", validation=0.1)
+    return pv.data.load_corpus(folder(root, "20news"), validation=0.1)
 
 
 def unigram_perplexity(data: Data) -> float:
@@ -91,7 +90,6 @@ RESULT = Result(
         ),
         "ProdLDA": Cell(
             lambda data: pv.ProdLDA(len(data.vocabulary), TOPICS),
-            paper={"npmi": 0.24},
             options={"optimizer": partial(torch.optim.Adam, betas=(0.99, 0.999), fused=True), "validation": None},
             evaluate=quality,
         ),

@@ -1,8 +1,8 @@
 """Clustering by codes: GMM, AE + GMM, VAE + GMM, AAE + GMM and VaDE (Jiang et al. 2017, table 2), on three data sets.
 
-All rows are trained on, as in the paper; labels are for scoring alone, and where something is chosen (restarts of a
-mixture, a posterior's scale) it is by likelihood or bound. The paper's figures are of its best runs, which it does not
-count; here each seed is listed. LDMGI's and DEC's are quoted, as the paper quotes them from Xie et al. 2016.
+All rows are trained on, as in the paper; labels are for scoring alone: a run chooses what it chooses (restarts of a
+mixture, a posterior's scale) by likelihood or bound. The paper's figures are of its best runs, which it does not count;
+here each seed is listed. AAE's, LDMGI's and DEC's are quoted, as the paper quotes the last two from Xie et al. 2016.
 
 Networks 500-500-2000-10 of ReLU, grey pixels with a cross-entropy, as in the authors' code. Its pretrained weights come
 from elsewhere; here the pretraining is part of the cell, then come scikit-learn's mixture on the codes (`initialise_`)
@@ -24,8 +24,6 @@ that has it; densities stay in float32.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,12 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
 import pyrovae as pv
-from examples.reproduce.runner import Cell, Finished, Result, Schedule
-from pyrovae import reports
+from examples.reproduce.datasets import folder
+from examples.reproduce.runner import Cell, Finished, Result, Schedule, Start
 from pyrovae.conditionals import CrossEntropy, FixedNormal
 from pyrovae.data import Data, Split
 from pyrovae.evaluation import components, encode, generate
@@ -67,10 +66,7 @@ def wisdm(root: str | None) -> Data:
 
     Missing peaks take the mean of their feature, which is 0 after standardising.
     """
-    path = Path(root or os.environ.get("PYROVAE_DATA", "data")) / "wisdm" / "wisdm_transformed.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; pass --root, the folder that holds wisdm")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(folder(root, "wisdm") / "wisdm_transformed.npz", allow_pickle=False) as arrays:
         x, y = arrays["features"].astype(np.float64), arrays["labels"].astype(np.int64)
     x = x[:, np.nanstd(x, 0) > 0]
     x = np.nan_to_num((x - np.nanmean(x, 0)) / np.nanstd(x, 0))
@@ -80,44 +76,47 @@ def wisdm(root: str | None) -> Data:
 # Starts ---------------------------------------------------------------------------------------------------------------
 
 
-def stacked(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
-    """Layer by layer, which takes about as long as the whole does, then all together; the last run."""
+def stacked(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
+    """Layer by layer, which takes about as long as the whole does, then all together."""
     each = max(1, epochs // 2)
-    options |= {"out": folder, "resume": (folder / "layer_1" / "checkpoints").exists()}
+    options |= {"out": out, "resume": (out / "layer_1" / "checkpoints").exists()}
     runs = pv.pretrain_stacked(pair, data, max_epochs=each, finetune_epochs=epochs - each, **options)
-    return with_mixture(pair, data, runs[-1], balanced)
+    return with_mixture(pair, data, runs, balanced)
 
 
-def plain(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
+def plain(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
     """All layers at once."""
-    options |= {"out": folder, "resume": (folder / "checkpoints").exists()}
-    return with_mixture(pair, data, pv.fit(pv.Autoencoder.of(pair), data, max_epochs=epochs, **options), balanced)
+    options |= {"out": out, "resume": (out / "checkpoints").exists()}
+    return with_mixture(pair, data, [pv.fit(pv.Autoencoder.of(pair), data, max_epochs=epochs, **options)], balanced)
 
 
-def with_mixture(pair: pv.VaDE, data: Data, run: pv.Run, balanced: bool) -> pv.Run:
+def with_mixture(pair: pv.VaDE, data: Data, runs: list[pv.Run], balanced: bool) -> list[pv.Run]:
     """The pretraining, and if it was not cut off, the mixture on its codes."""
-    if not run.interrupted:
-        pair.initialise_(data.train["x"], seed=run.seed, num_restarts=RESTARTS, balanced=balanced)
-    return run
+    if not runs[-1].interrupted:
+        pair.initialise_(data.train["x"], seed=runs[-1].seed, num_restarts=RESTARTS, balanced=balanced)
+    return runs
 
 
-def smooth(pair: pv.VaDE, data: Data, epochs: int, folder: Path, balanced: bool, **options: Any) -> pv.Run:
+def smooth(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
     """A VAE of the same modules under a standard Normal, whose KL counts little."""
-    options |= {"out": folder, "resume": (folder / "checkpoints").exists(), "beta": LITTLE, "balanced": balanced}
-    return pv.pretrain_clusters(pair, data, max_epochs=epochs, num_restarts=RESTARTS, **options)
+    options |= {"out": out, "resume": (out / "checkpoints").exists(), "beta": LITTLE, "balanced": balanced}
+    return [pv.pretrain_clusters(pair, data, max_epochs=epochs, num_restarts=RESTARTS, **options)]
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
 
 
 def scores(assigned: Any, data: Data) -> dict[str, Any]:
-    """Figures in per cent, and how many data each cluster has."""
+    """Figures in per cent; how many data each cluster has, and how many of each label, largest cluster first."""
     y = data.train["y"]
+    table = contingency_matrix(np.asarray(assigned), y.numpy(force=True))
+    table = table[np.argsort(-table.sum(1))]
     return {
         "acc": 100 * pv.cluster_accuracy(y, assigned),
         "nmi": 100 * pv.nmi(y, assigned),
         "ari": 100 * pv.ari(y, assigned),
-        "clusters": sorted(np.unique(np.asarray(assigned), return_counts=True)[1].tolist(), reverse=True),
+        "clusters": table.sum(1).tolist(),
+        "labels_of_clusters": table.tolist(),
     }
 
 
@@ -148,7 +147,6 @@ def of_vade(pair: pv.VaDE, run: pv.Run, data: Data, num_samples: int) -> dict[st
         **scores(assigned.numpy(force=True), data),
         "weights": pair.prior.component().probs.detach().tolist(),
         "bound": -run.history["train_loss"][-1],
-        "start": json.loads((run.out / "start.json").read_text()),
     }
 
 
@@ -175,22 +173,25 @@ def cells(
         options |= {"hidden": hidden, "likelihood": likelihood}
         return lambda data: cls(data.event_shape, LATENT_DIM, num_components, **options)
 
-    def started(pretrain: Callable[..., pv.Run], *, balanced: bool = False) -> Callable[..., bool]:
+    def started(pretrain: Callable[..., list[pv.Run]], *, balanced: bool = False) -> Start:
         """A start from pretrained networks and a mixture on their codes."""
 
-        def start(pair: pv.VaDE, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any) -> bool:
+        def start(
+            pair: pv.VaDE, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any
+        ) -> dict[str, Any] | None:
             options |= {"seed": seed, "batch_size": schedule.batch_size, "precision": precision, "lr": schedule.lr}
-            if pretrain(pair, data, schedule.pretraining, out / "pretraining", balanced, **options).interrupted:
-                return False
+            runs = pretrain(pair, data, schedule.pretraining, out / "pretraining", balanced, **options)
+            if runs[-1].interrupted:
+                return None
             with torch.no_grad():
                 joint = pair.prior.component().logits + pair.prior.components().log_prob(
                     pair.codes(data.train["x"])[:, None]
                 )
             found = scores(joint.argmax(-1).numpy(force=True), data)
             print(f"mixture of codes after {schedule.pretraining} epochs: acc {found['acc']:.2f}", flush=True)
-            out.mkdir(parents=True, exist_ok=True)
-            reports.write_json({**found, "likelihood": float(joint.logsumexp(-1).mean())}, out / "start.json")
-            return True
+            likelihood = float(joint.logsumexp(-1).mean())
+            seconds = sum(run.seconds for run in runs)
+            return {**found, "likelihood": likelihood, "epochs": schedule.pretraining, "seconds": seconds}
 
         return start
 
@@ -209,8 +210,8 @@ def cells(
         "GMM": Cell(without_pair=of_pixels(num_components), paper=paper.get("GMM")),
         "AE+GMM": Cell(partial(network, pv.Autoencoder), paper=paper.get("AE+GMM"), **codes),
         "VAE+GMM": Cell(partial(network, pv.VAE), paper=paper.get("VAE+GMM"), **codes),
-        "AAE+GMM": Cell(partial(network, pv.VAE), aae, paper=paper.get("AAE"), **codes),
-        **{name: Cell(paper=paper[name]) for name in ("LDMGI", "DEC") if name in paper},
+        "AAE+GMM": Cell(partial(network, pv.VAE), aae, **codes),
+        **{name: Cell(paper=paper[name]) for name in ("AAE", "LDMGI", "DEC") if name in paper},
         "VaDE full, balanced start": Cell(
             clustered(covariance=FullCovariance), bound, start=started(smooth, balanced=True), **clusters
         ),

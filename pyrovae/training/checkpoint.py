@@ -37,7 +37,16 @@ from torch import Tensor
 from pyrovae.training.plain_values import decode, dump, encode, load
 from pyrovae.training.random_states import random_state, set_random_state
 
-__all__ = ["Checkpoint", "latest", "load_state", "random_state", "read", "save", "set_random_state"]
+__all__ = [
+    "Checkpoint",
+    "latest",
+    "load_state",
+    "random_state",
+    "read",
+    "save",
+    "set_random_state",
+    "version_of",
+]
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, RANDOM = "model.safetensors", "optim.safetensors", "rng.safetensors"
@@ -195,6 +204,14 @@ def load_state(state: dict[str, Tensor], values: dict[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
+def version_of(package: str) -> str:
+    """That of an installed package; "unknown" of one that is run from a checkout."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 # From values to bytes ---------------------------------------------------------------------------------------------
 
 
@@ -215,11 +232,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
             size = f"{len(files[name])} bytes, more than {JSON_LIMIT}"
             raise ValueError(f"{name} would have {size}; keep large values in tensors of parameters=")
     listed = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    try:
-        version = metadata.version("pyrovae")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        version = "unknown"
-    versions = {"pyrovae": version, "torch": str(torch.__version__), "pyro": pyro.__version__}
+    versions = {"pyrovae": version_of("pyrovae"), "torch": str(torch.__version__), "pyro": pyro.__version__}
     files[MANIFEST] = dump({"format_version": FORMAT_VERSION, "versions": versions, "files": listed})
     return files
 
