@@ -485,6 +485,22 @@ def counting(x):
         pyro.sample("x", dist.Normal(n, 1.0), obs=x)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_epochs": 0}, ValueError, "max_epochs is 0, it must be positive"),
+        ({"max_epochs": 2.5}, TypeError, "max_epochs is 2.5, a whole number"),
+        ({"batch_size": -1}, ValueError, "batch_size is -1, it must be positive"),
+        ({"tolerance": "small"}, TypeError, "tolerance is 'small', a number"),
+        ({"tolerance": -1.0}, ValueError, "tolerance is -1.0, it must be positive"),
+        ({"callbacks": print}, TypeError, "callbacks is <built-in function print>, a list"),
+    ],
+)
+def test_odd_arguments_are_refused_before_anything_moves(options, error, message):
+    with pytest.raises(error, match=message):
+        fit_em((lambda x: pytest.fail("it ran"), lambda x: None), torch.zeros(4), **options)
+
+
 def test_steps_are_left_as_they_were_and_random_states_too(untouched):
     x = blobs(30)
     m_step = Ascent(2, lr=0.05)

@@ -40,6 +40,7 @@ from pyrovae.objectives import exact_posterior, ledger, mean_field_posterior
 from pyrovae.objectives.classical import summed
 from pyrovae.objectives.hmc import Chains
 from pyrovae.objectives.mean_field import probabilities
+from pyrovae.training.arguments import check_callbacks, check_numbers
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
 from pyrovae.training.step import Step
@@ -269,7 +270,8 @@ def fit_em(
 
     Raises:
         ValueError: where an E-step does not suit the pair, naming the site or the parameters; for an objective that
-            owns a critic.
+            owns a critic; for numbers that are not positive.
+        TypeError: for arguments of other types.
         FloatingPointError: if F stops being finite.
 
     Source: Dempster, Laird & Rubin 1977; Neal & Hinton 1998; Hoffman et al. 2013.
@@ -287,6 +289,8 @@ def fit_em(
     >>> loss[0] > loss[1] > loss[2]
     True
     """
+    check_numbers(max_epochs=max_epochs, batch_size=batch_size, tolerance=tolerance)
+    check_callbacks(callbacks)
     pair = as_pair(pair)
     if getattr(objective, "critic", None) is not None:
         raise ValueError(f"{type(objective).__name__} owns a critic, which fit_em does not train; use pyrovae.fit")

@@ -20,6 +20,7 @@ from pyrovae.models.rebuild import describe
 from pyrovae.objectives import Objective
 from pyrovae.training import checkpoint
 from pyrovae.training.alone import alone_in
+from pyrovae.training.arguments import check_callbacks, check_numbers
 from pyrovae.training.compiled import worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
 from pyrovae.training.precision import tensor_float32
@@ -129,7 +130,7 @@ def fit(
     """
     arguments = dict(locals())
     pair = as_pair(pair)
-    _check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
+    check_numbers(max_epochs=max_epochs, batch_size=batch_size, lr=lr, clip_norm=clip_norm, patience=patience)
     if compile not in ("auto", True, False):
         raise ValueError(f"compile is {compile!r}; pass 'auto', True or False")
     if precision not in _DTYPES:
@@ -143,7 +144,7 @@ def fit(
         raise ValueError(
             f"patience is {patience}, but there are no validation data; pass validation=0.1, or patience=None"
         )
-    _check_callbacks(callbacks)
+    check_callbacks(callbacks)
     folder = _run_folder(out, resume)
     recorded = _recorded(folder) if resume else {}
     seed = _seed(recorded.get("seed") if seed is None else seed)
@@ -222,25 +223,6 @@ def _in_workers(arguments: dict[str, Any], device: torch.device) -> Run:
 
 def _work(_: Any, arguments: dict[str, Any]) -> bool:
     return fit(**arguments).interrupted
-
-
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        optional = name in ("clip_norm", "patience", "batch_size")
-        whole = name in ("max_epochs", "batch_size", "patience")
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise TypeError(f"{name} is {value!r}, a {'whole ' if whole else ''}number is wanted; pass {name}=1, say")
-        if not value > 0 or value == float("inf"):
-            raise ValueError(
-                f"{name} is {value}, it must be positive and finite; pass {name}={'1' if whole else '1e-3'}, say"
-            )
-
-
-def _check_callbacks(callbacks: Any) -> None:
-    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
-        raise TypeError(f"callbacks is {callbacks!r}, a list of functions or Callbacks is wanted; pass callbacks=[...]")
 
 
 def _recorded(folder: Path | None) -> dict[str, Any]:
