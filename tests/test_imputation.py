@@ -153,6 +153,43 @@ def test_the_error_of_few_samples_is_their_spread():
     assert math.isnan(missing_log_likelihood(pair, {"x": x[:5], "mask": mask[:5]}, num_samples=1).standard_error)
 
 
+class SharedMean(torch.nn.Module):
+    """mu ~ N(0, 100) for all data, z ~ N(0, 1), x_d ~ N(mu + z, 1); the guide is the posterior given the first column.
+
+    Of N first columns y: p(mu | y) is N(M, V) with 1/V = 1/100 + N/2, M = V sum y / 2, and E[x_mis | y] = M + (y - M)/2.
+    """
+
+    def model(self, x, mask):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 10.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = (mu + z)[..., None].expand(*torch.broadcast_shapes(mu.shape, z.shape), 2)
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(mask).to_event(1), obs=x)
+
+    def guide(self, x, mask):
+        mean, variance = self.of_all(x)
+        mu = pyro.sample("mu", dist.Normal(mean, variance**0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x[:, 0] - mu) / 2, 0.5**0.5))
+
+    def of_all(self, x):
+        variance = 1 / (1 / 100 + len(x) / 2)
+        return variance * x[:, 0].sum() / 2, variance
+
+
+def test_a_latent_that_all_data_share_is_imputed_from_the_guide_but_has_no_weights():
+    pair, x = SharedMean(), torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = {"x": x, "mask": torch.tensor([True, False]).expand(6, 2)}
+    found = impute(pair, rows, num_imputations=DRAWS)
+    mean, variance = pair.of_all(x)
+    want, error = mean + (x[:, 0] - mean) / 2, math.sqrt((1.5 + variance / 4) / DRAWS)
+    print(f"{found.mean[:, 1].tolist()}, exact {want.tolist()} +- {error}")
+    assert (found.mean[:, 1] - want).abs().max() < 4 * error
+    for call in (partial(impute, num_samples=10), impute_by_gibbs, missing_log_likelihood):
+        with pytest.raises(ValueError, match=r"latent sites \['mu'\] lie outside the plate 'data'"):
+            call(pair, rows)
+
+
 class Whole(torch.nn.Module):
     """z ~ N(0, 1/4), of which the first column knows nothing; counts or classes in two columns. The guide is exact."""
 

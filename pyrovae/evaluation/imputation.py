@@ -89,7 +89,8 @@ def impute(
 
     Raises:
         ValueError: for a pair that takes no mask, or whose guide reads what is missing; for data without a mask or with
-            rows that have nothing observed; and for likelihoods that are no product over the elements of x.
+            rows that have nothing observed; for likelihoods that are no product over the elements of x; and with
+            num_samples for latents outside the data plate, which give a datum no weight of its own.
 
     Source: Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, section 4: eqs. 12 and 13 for the mean, sampling
     importance resampling for multiple imputations; Rubin 1987.
@@ -103,6 +104,8 @@ def impute(
     check_counts(num_imputations=num_imputations, num_samples=num_samples)
     particles = num_samples or num_imputations
     with _with_masks(pair, data, plate, seed, batch_size, particles, reads_mask=True) as (on, batches):
+        if num_samples is not None:
+            on.known.refuse_shared()
         at = on.rows.names.index("x")
         parts = []
         for run, batch, x, mask in batches:
@@ -162,7 +165,7 @@ def impute_by_gibbs(
         the `Imputation`, with the share of accepted proposals.
 
     Raises:
-        ValueError: as for `impute`, but for pairs without a mask.
+        ValueError: as for `impute` with num_samples, but for pairs without a mask.
 
     Source: Rezende et al. 2014, https://arxiv.org/abs/1401.4082, appendix F (pseudo-Gibbs); Mattei & Frellsen 2018,
     https://arxiv.org/abs/1802.04826, algorithm 1 (Metropolis-within-Gibbs, and its start by pseudo-Gibbs).
@@ -171,6 +174,7 @@ def impute_by_gibbs(
     if isinstance(num_warmup, bool) or not isinstance(num_warmup, int) or num_warmup < 0:
         raise ValueError(f"num_warmup is {num_warmup!r}, a whole number of at least 0 is wanted; pass num_warmup=20")
     with _with_masks(pair, data, plate, seed, batch_size, num_imputations, reads_mask=False) as (on, batches):
+        on.known.refuse_shared()
         parts, accepted = [], []
         for run, batch, x, mask in batches:
             batch = tuple(_repeated(tensor, num_imputations) for tensor in batch)
@@ -223,6 +227,7 @@ def missing_log_likelihood(
     """
     check_counts(num_samples=num_samples)
     with _with_masks(pair, data, plate, seed, batch_size, num_samples, reads_mask=True) as (on, batches):
+        on.known.refuse_shared()
         at = on.rows.names.index("x")
         values, variances, density = [], [], True
         for run, batch, x, mask in batches:
