@@ -127,6 +127,37 @@ def test_gibbs_of_a_pair_that_takes_the_mask():
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
 
 
+class Heedless(LinearGaussian):
+    """Takes a mask and heeds none: its guide is the posterior of complete data, and reads all of x."""
+
+    def model(self, x, mask):
+        super().model(x)
+
+    def guide(self, x, mask):
+        super().guide(x)
+
+
+def test_gibbs_of_a_guide_that_takes_the_mask_and_reads_what_is_missing():
+    """Gibbs sampling, each proposal of which is taken, also where the first batch is of complete rows."""
+    pair = Heedless(scale=2.0)
+    x, first = data(pair), pair.sample(3)
+    rows = {"x": torch.cat([first, x["x"]]), "mask": torch.cat([torch.ones_like(MASK), MASK])}
+    found = impute_by_gibbs(pair, rows, num_imputations=DRAWS, num_steps=10, num_warmup=10, batch_size=3)
+    assert found.acceptance == 1
+    found.x, found.mean = found.x[:, 3:], found.mean[3:]
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize("incomplete_first", [True, False])
+@pytest.mark.parametrize("call", [impute, missing_log_likelihood])
+def test_a_guide_that_reads_what_is_missing_is_refused_wherever_that_is(call, incomplete_first):
+    pair, masks = Heedless(), [MASK, torch.ones_like(MASK)]
+    rows = {"x": pair.sample(6), "mask": torch.cat(masks if incomplete_first else masks[::-1])}
+    with pytest.raises(ValueError, match="the guide reads x where the mask says that it is missing"):
+        call(pair, rows, batch_size=3)
+
+
 @pytest.mark.parametrize(("shift", "widen"), [(0.0, 1.0), (0.5, 2.0)])
 def test_log_likelihood_of_what_is_missing_is_the_conditional_density(shift, widen):
     pair = Masked(shift, widen)
