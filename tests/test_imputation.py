@@ -187,7 +187,7 @@ def test_the_error_of_few_samples_is_their_spread():
 class SharedMean(torch.nn.Module):
     """mu ~ N(0, 100) for all data, z ~ N(0, 1), x_d ~ N(mu + z, 1); the guide is the posterior given the first column.
 
-    Of N first columns y: p(mu | y) is N(M, V) with 1/V = 1/100 + N/2, M = V sum y / 2, and E[x_mis | y] = M + (y - M)/2.
+    Of N first columns y: p(mu | y) is N(M, V) with 1/V = 1/100 + N/2, M = V sum y / 2; E[x_mis | y] = M + (y - M)/2.
     """
 
     def model(self, x, mask):
@@ -296,6 +296,17 @@ def test_the_hidden_values_are_not_read():
         assert len(one.x.unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize(
+    "call",
+    [impute, partial(impute, num_samples=5), impute_by_gibbs, missing_log_likelihood],
+    ids=["impute", "with weights", "Gibbs", "missing"],
+)
+def test_observed_values_that_the_likelihood_can_not_give_are_refused(call):
+    x, mask = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[True, False]] * 2)
+    with pytest.raises(ValueError, match=r"^x has values that the likelihood at site 'x' cannot give: .*\[0, 3\]"):
+        call(pv.PartialVAE(2, 2, hidden=(8,)), {"x": x, "mask": mask})
+
+
 @pytest.mark.parametrize("placeholder", [-1.0, 999.0])
 def test_placeholders_that_the_likelihood_can_not_give_are_not_scored(placeholder):
     torch.manual_seed(0)
@@ -366,6 +377,10 @@ def bad():
         "another shape": (
             lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK[:, :4]}),
             r"mask has shape \(3, 4\), x \(3, 5\)",
+        ),
+        "half observed": (
+            lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK / 2}),
+            r"mask has values beside 0 and 1 in rows 0, 1, 2 \(3 in all\); pass booleans",
         ),
         "enumerated": (lambda: impute_by_gibbs(mixture, {"x": x, "mask": MASK}), "the pair enumerates sites"),
         "warm-up": (lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK}, num_warmup=-1), "num_warmup is -1"),

@@ -313,13 +313,15 @@ def _reads_missing(on: Evaluation) -> bool:
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:
     """The batch with a draw from the model in place of what is missing: true values must not reach the guide.
 
-    Nor need what the data hold there be a value that the likelihood can give.
+    Nor need what the data hold there be a value that the likelihood can give; what is observed has to be one.
     """
     site = observed_site(on.known, "x")
     trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
     drawn = trace.nodes[site]["value"].to(x.dtype).reshape(x.shape)
     at = on.rows.names.index("x")
-    return (*batch[:at], torch.where(mask, x, drawn), *batch[at + 1 :])
+    filled = (*batch[:at], torch.where(mask, x, drawn), *batch[at + 1 :])
+    check_support(on, filled)
+    return filled
 
 
 def _likelihood(drawn: Ledger) -> TorchDistribution:
