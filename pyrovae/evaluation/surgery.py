@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from tqdm import tqdm
 
 from pyrovae.distributions import pairwise_log_prob
+from pyrovae.distributions.products import masks
 from pyrovae.evaluation.estimates import with_error
 from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import is_discrete
@@ -106,7 +107,7 @@ def surgery(
         the `Surgery`.
 
     Raises:
-        ValueError: for another number of latents, or a prior that depends on the datum.
+        ValueError: for another number of latents, a prior that depends on the datum, or a latent that a mask hides.
 
     Source: Hoffman & Johnson 2016, "ELBO surgery", eq. 7; Chen et al. 2018, https://arxiv.org/abs/1802.04942, eq. 2.
     """
@@ -165,6 +166,7 @@ def distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distri
     for run, batch, _ in on:
         trace = poutine.trace(run.guide).get_trace(*batch)
         model = poutine.trace(poutine.replay(run.model, trace=trace)).get_trace(*batch)
+        _refuse_masks(trace.nodes[name], model.nodes[name])
         posteriors.append(trace.nodes[name]["fn"])
         if is_point(posteriors[-1]):
             raise ValueError(f"the guide puts {name!r} on a point (Delta), and points have no aggregate density q(z)")
@@ -177,6 +179,17 @@ def distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distri
             raise ValueError(f"the prior of {name!r} depends on the datum, so that there is no one p(z) for q(z)")
     assert prior is not None
     return posteriors, prior
+
+
+def _refuse_masks(*sites: dict[str, Any]) -> None:
+    """Both of a latent's sites have a density in each row."""
+    for site in sites:
+        hiding = [site["mask"], *masks(site["fn"], site["fn"].event_dim)]
+        if not all(mask is None or torch.as_tensor(mask).all() for mask in hiding):
+            raise ValueError(
+                f"a mask hides latent {site['name']!r} in some rows, which then have no KL to take apart; "
+                "pass the rows where it is true, or take the mask out"
+            )
 
 
 def _batch(q: Distribution) -> range:
