@@ -12,6 +12,7 @@ from pyro import poutine
 from test_annealing import coin_guide, coin_model
 from test_likelihood import TwoDead, global_guide, global_model
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.evaluation.likelihood import elbo
 from pyrovae.evaluation.optimal_prior import compare_priors
@@ -257,6 +258,35 @@ def test_a_prior_that_differs_between_batches_is_told():
 
     with pytest.raises(ValueError, match="the prior of 'z' depends on the datum"):
         surgery((model, guide), torch.arange(3.0), batch_size=1)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that anything computes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.element_size())
+        return made
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_tensor_is_larger_than_the_budget(full, monkeypatch):
+    """Of 300 rows in batches of 20 with two latent numbers, and 200 draws: 120,000 of q(z_j | x_n) together."""
+    pair, budget = Aggregate(), 3000
+    pair.full = full
+    x = pair.sample(300)
+    want = surgery(pair, x, num_samples=200, batch_size=20)
+    monkeypatch.setattr(module, "BUDGET", budget)
+    with Largest() as largest:
+        found = surgery(pair, x, num_samples=200, batch_size=20)
+    assert largest.numbers <= budget
+    for name in ("kl", "information", "marginal_kl", "total_correlation"):
+        assert getattr(found, name) == pytest.approx(getattr(want, name), abs=1e-12)
+    torch.testing.assert_close(found.dimension_kl, want.dimension_kl, atol=1e-12, rtol=0)
 
 
 def test_a_prior_scores_each_draw_once(monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -256,7 +257,8 @@ def _scores(
     singles = [_per_dimension(q) for q in posteriors]
     single_prior = _per_dimension(prior)
     wide = len(z.shape) == 2 and all(single is not None for single in singles)
-    chunk = max(1, BUDGET // (numbers * max(len(_batch(q)) for q in posteriors)))
+    # The largest tensors have a number for each point and datum, or one for each number of z and datum of a batch.
+    chunk = max(1, BUDGET // max(total, numbers * max(len(_batch(q)) for q in posteriors)))
     parts: list[list[Tensor]] = [[], [], [], []]
     with tqdm(total=len(z), desc="surgery", unit="draw", disable=not progress) as bar:
         for start in range(0, len(z), chunk):
@@ -271,10 +273,8 @@ def _scores(
                 parts[1].append(log_q.gather(1, chosen[start : start + chunk].unsqueeze(1)).squeeze(1))
             parts[2].append(log_prior(prior, points))
             if wide:
-                each = torch.cat(
-                    [single.log_prob(points.unsqueeze(1)).double() for single in singles if single is not None], 1
-                )
-                parts[3].append(torch.logsumexp(each, 1) - math.log(total))  # (S, L)
+                sums = [_log_sum(single, points) for single in singles if single is not None]
+                parts[3].append(reduce(torch.logaddexp, sums) - math.log(total))  # (S, L)
             bar.update(len(points))
     aggregate, second, p, *_ = (torch.cat(part) if part else torch.empty(0) for part in parts)
     p_single = None
@@ -285,6 +285,11 @@ def _scores(
         return _Pieces(aggregate.exp(), second, None, aggregate, p, marginals, p_single)
     even = torch.full_like(aggregate, 1 / len(aggregate))
     return _Pieces(even, None, second, aggregate, p, marginals, p_single)
+
+
+def _log_sum(single: Distribution, points: Tensor) -> Tensor:
+    """log sum_n q(z_j | x_n) over a batch, of each number of points (S, L)."""
+    return torch.logsumexp(single.log_prob(points.unsqueeze(1)).double(), 1)
 
 
 def log_posteriors(name: str, posteriors: Sequence[Distribution], points: Tensor) -> Tensor:
