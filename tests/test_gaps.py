@@ -71,6 +71,8 @@ def test_the_tightest_bound_is_taken():
     assert "log p(x) (ais)" in str(found)
     with pytest.raises(ValueError, match="annealed is of 4 rows, data have 3"):
         gaps(pair, x[:3], steps=5, num_samples=20, annealed=annealed)
+    with pytest.raises(TypeError, match=r"annealed is 3.0, an Estimate is wanted; pass annealed=ais\(pair, data\)"):
+        gaps(pair, x, steps=5, num_samples=20, annealed=3.0)
 
 
 def test_one_number_and_enumerated_sites_of_the_model():

@@ -127,6 +127,37 @@ def test_gibbs_of_a_pair_that_takes_the_mask():
     assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
 
 
+class Heedless(LinearGaussian):
+    """Takes a mask and heeds none: its guide is the posterior of complete data, and reads all of x."""
+
+    def model(self, x, mask):
+        super().model(x)
+
+    def guide(self, x, mask):
+        super().guide(x)
+
+
+def test_gibbs_of_a_guide_that_takes_the_mask_and_reads_what_is_missing():
+    """Gibbs sampling, each proposal of which is taken, also where the first batch is of complete rows."""
+    pair = Heedless(scale=2.0)
+    x, first = data(pair), pair.sample(3)
+    rows = {"x": torch.cat([first, x["x"]]), "mask": torch.cat([torch.ones_like(MASK), MASK])}
+    found = impute_by_gibbs(pair, rows, num_imputations=DRAWS, num_steps=10, num_warmup=10, batch_size=3)
+    assert found.acceptance == 1
+    found.x, found.mean = found.x[:, 3:], found.mean[3:]
+    assert max(errors_in_standard_errors(pair, x["x"], found, [DRAWS] * 3)) < 4
+    assert mean_off(pair, x["x"], found) < 4 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize("incomplete_first", [True, False])
+@pytest.mark.parametrize("call", [impute, missing_log_likelihood])
+def test_a_guide_that_reads_what_is_missing_is_refused_wherever_that_is(call, incomplete_first):
+    pair, masks = Heedless(), [MASK, torch.ones_like(MASK)]
+    rows = {"x": pair.sample(6), "mask": torch.cat(masks if incomplete_first else masks[::-1])}
+    with pytest.raises(ValueError, match="the guide reads x where the mask says that it is missing"):
+        call(pair, rows, batch_size=3)
+
+
 @pytest.mark.parametrize(("shift", "widen"), [(0.0, 1.0), (0.5, 2.0)])
 def test_log_likelihood_of_what_is_missing_is_the_conditional_density(shift, widen):
     pair = Masked(shift, widen)
@@ -151,6 +182,43 @@ def test_the_error_of_few_samples_is_their_spread():
         print(f"{count} samples: estimated over observed variance {ratio:.3f}")
         assert abs(ratio - 1) < 0.1  # of a variance of 4000 values, near to normal: sd of 2 %; of 2 samples 4 %
     assert math.isnan(missing_log_likelihood(pair, {"x": x[:5], "mask": mask[:5]}, num_samples=1).standard_error)
+
+
+class SharedMean(torch.nn.Module):
+    """mu ~ N(0, 100) for all data, z ~ N(0, 1), x_d ~ N(mu + z, 1); the guide is the posterior given the first column.
+
+    Of N first columns y: p(mu | y) is N(M, V) with 1/V = 1/100 + N/2, M = V sum y / 2; E[x_mis | y] = M + (y - M)/2.
+    """
+
+    def model(self, x, mask):
+        mu = pyro.sample("mu", dist.Normal(x.new_zeros(()), 10.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            loc = (mu + z)[..., None].expand(*torch.broadcast_shapes(mu.shape, z.shape), 2)
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(mask).to_event(1), obs=x)
+
+    def guide(self, x, mask):
+        mean, variance = self.of_all(x)
+        mu = pyro.sample("mu", dist.Normal(mean, variance**0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x[:, 0] - mu) / 2, 0.5**0.5))
+
+    def of_all(self, x):
+        variance = 1 / (1 / 100 + len(x) / 2)
+        return variance * x[:, 0].sum() / 2, variance
+
+
+def test_a_latent_that_all_data_share_is_imputed_from_the_guide_but_has_no_weights():
+    pair, x = SharedMean(), torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = {"x": x, "mask": torch.tensor([True, False]).expand(6, 2)}
+    found = impute(pair, rows, num_imputations=DRAWS)
+    mean, variance = pair.of_all(x)
+    want, error = mean + (x[:, 0] - mean) / 2, math.sqrt((1.5 + variance / 4) / DRAWS)
+    print(f"{found.mean[:, 1].tolist()}, exact {want.tolist()} +- {error}")
+    assert (found.mean[:, 1] - want).abs().max() < 4 * error
+    for call in (partial(impute, num_samples=10), impute_by_gibbs, missing_log_likelihood):
+        with pytest.raises(ValueError, match=r"latent sites \['mu'\] lie outside the plate 'data'"):
+            call(pair, rows)
 
 
 class Whole(torch.nn.Module):
@@ -228,6 +296,17 @@ def test_the_hidden_values_are_not_read():
         assert len(one.x.unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize(
+    "call",
+    [impute, partial(impute, num_samples=5), impute_by_gibbs, missing_log_likelihood],
+    ids=["impute", "with weights", "Gibbs", "missing"],
+)
+def test_observed_values_that_the_likelihood_can_not_give_are_refused(call):
+    x, mask = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[True, False]] * 2)
+    with pytest.raises(ValueError, match=r"^x has values that the likelihood at site 'x' cannot give: .*\[0, 3\]"):
+        call(pv.PartialVAE(2, 2, hidden=(8,)), {"x": x, "mask": mask})
+
+
 @pytest.mark.parametrize("placeholder", [-1.0, 999.0])
 def test_placeholders_that_the_likelihood_can_not_give_are_not_scored(placeholder):
     torch.manual_seed(0)
@@ -298,6 +377,10 @@ def bad():
         "another shape": (
             lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK[:, :4]}),
             r"mask has shape \(3, 4\), x \(3, 5\)",
+        ),
+        "half observed": (
+            lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK / 2}),
+            r"mask has values beside 0 and 1 in rows 0, 1, 2 \(3 in all\); pass booleans",
         ),
         "enumerated": (lambda: impute_by_gibbs(mixture, {"x": x, "mask": MASK}), "the pair enumerates sites"),
         "warm-up": (lambda: impute_by_gibbs(plain, {"x": x, "mask": MASK}, num_warmup=-1), "num_warmup is -1"),

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
+from pyro import poutine
 from torch import nn
 
 from pyrovae import HMM, conditionals
@@ -510,6 +511,36 @@ def test_the_kl_per_unit_needs_parents_before_the_site():
     torch.testing.assert_close(units.variance, (0.25 * x).var(0), rtol=0.2, atol=0)
     kl = (0.25 * (0.25 * x.square().mean(0) + 0.64) + 0.36 - 1) / 2 - math.log(0.6)
     torch.testing.assert_close(units.kl, kl, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("by_distribution", [False, True])
+def test_masked_units_have_the_kl_of_the_elbo(by_distribution):
+    """KL(N(x, 1/4) || N(0, 1)) of the rows where the mask is true, and 0 of the others."""
+
+    def sample(loc, scale, mask):
+        each = dist.Normal(loc, scale).expand([len(mask), 2])
+        if by_distribution:
+            pyro.sample("z", each.mask(mask[:, None]).to_event(1))
+        else:
+            with poutine.mask(mask=mask):
+                pyro.sample("z", each.to_event(1))
+
+    def model(x, mask):
+        with pyro.plate("data", len(x)):
+            sample(x.new_zeros(2), x.new_ones(()), mask)
+            pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+    def guide(x, mask):
+        with pyro.plate("data", len(x)):
+            sample(x, x.new_tensor(0.5), mask)
+
+    x = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(30) < 10
+    units = active_units((model, guide), (x, mask), batch_size=8)
+    want = (mask[:, None] * (x.square() / 2 + 0.125 - 0.5 + math.log(2))).mean(0)
+    torch.testing.assert_close(units.kl, want)
+    if not by_distribution:  # else elbo has it from draws
+        assert elbo((model, guide), (x, mask)).kl["z"] == pytest.approx(want.sum().item(), abs=1e-12)
 
 
 def test_choices_are_named():

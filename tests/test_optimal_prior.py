@@ -207,6 +207,11 @@ def test_what_can_not_be_compared_is_told():
         ({"a": normal.to_event(1)}, ValueError, r"priors\['a'\] has batch shape \(\) and event shape \(3,\), z has"),
         ({"a": normal}, ValueError, r"batch shape \(3,\) and event shape \(\)"),
         ({"a": 3}, TypeError, r"priors\['a'\] is 3, which gives no Distribution"),
+        (
+            {"a": dist.Beta(torch.ones(2).double(), 2.0).to_event(1)},
+            ValueError,
+            r"priors\['a'\] has support IndependentConstraint\(.*\), and \d+ of the 96 draws of z lie outside of it",
+        ),
         ({OWN: normal}, ValueError, "the names of rows that are always there"),
     ):
         with pytest.raises(error, match=match):

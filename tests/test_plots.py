@@ -155,6 +155,7 @@ CHECK = {"observed": 0.0, "replicated": [0.0, 1.0], "p_value": 0.5, "name": "mea
         (lambda: plots.latent_scatter(np.zeros(3)), r"z has shape \(3,\), wanted \(N, L\); pass z.reshape"),
         (lambda: plots.latent_scatter(np.zeros((3, 2)), [0, 1]), r"labels has shape \(2,\) and z \(3, 2\); pass one"),
         (lambda: plots.latent_scatter(np.zeros((41, 2)), range(41)), r"labels has 41 different.*40 at most; group"),
+        (lambda: plots.latent_kl(None), r"kl is None, as active_units\(\.\.\.\)\.kl is of a pair without.*; draw"),
         (lambda: plots.latent_kl(np.zeros((2, 3))), r"kl has shape \(2, 3\), wanted \(L,\); pass"),
         (
             lambda: plots.training_curves({"train_loss": [1.0]}),

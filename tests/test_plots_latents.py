@@ -168,6 +168,12 @@ def test_layers_that_cannot_be_drawn_are_refused(kl, message):
         plots.layers(kl)
 
 
+@pytest.mark.parametrize("active", [{"a": {"z1": "5 / 8"}}, {"b": {"z1": "5 / 8", "z2": "1 / 4"}}, {}])
+def test_layers_without_their_text_are_refused(active):
+    with pytest.raises(ValueError, match=r"active has no text for layer 'z\d' of 'a'; pass \{'a': \{'z\d': '12 / 64'"):
+        plots.layers({"a": {"z1": 1.0, "z2": 2.0}}, active)
+
+
 def test_densities_of_prior_and_aggregate():
     """A Gaussian of sd 1 and 1/2: its regions are ellipses, of mass 1 - exp(-r^2 / 2)."""
     a, b = np.linspace(-5, 5, 401), np.linspace(-3, 3, 301)

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -273,6 +274,24 @@ def test_features_train_a_copy_on_the_rows_of_fit_only():
     assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
     fitted = features.fit(x)
     assert not np.array_equal(fitted.transform(x), evaluation.encode(pair, x).numpy())
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (scipy.sparse.csr_matrix(np.ones((3, 6))), r"X is sparse, a dense array is wanted; pass X.toarray\(\)"),
+        (torch.ones(3, 6).to_sparse(), r"X is sparse, a dense array is wanted; pass X.toarray\(\) or X.to_dense\(\)"),
+        ([["a"] * 6], "X is of <U1, real numbers are wanted; pass X.astype"),
+        (np.ones((3, 6), dtype=object), "X is of object, real numbers are wanted"),
+        (np.ones((3, 6), dtype=complex), "X is of complex128, real numbers are wanted"),
+        (torch.ones(3, 6, dtype=torch.complex64), "X is of torch.complex64, real numbers are wanted"),
+    ],
+)
+def test_features_of_what_are_no_dense_numbers_are_refused(X, message):
+    features = Features(stack()).fit(np.zeros((3, 6)))
+    for call in (features.transform, Features(stack()).fit):
+        with pytest.raises(ValueError, match=message):
+            call(X)
 
 
 def test_features_refuse_what_does_not_fit():

@@ -8,11 +8,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian, Mixture
+from pyro import poutine
 from test_annealing import coin_guide, coin_model
 from test_likelihood import TwoDead, global_guide, global_model
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.evaluation.likelihood import elbo
+from pyrovae.evaluation.optimal_prior import compare_priors
 from pyrovae.evaluation.surgery import surgery
 
 module = importlib.import_module("pyrovae.evaluation.surgery")  # the package has the function by this name
@@ -215,6 +218,32 @@ def test_what_has_no_surgery_is_told():
         surgery((model, guide), torch.arange(3.0))
 
 
+@pytest.mark.parametrize("where", ["model", "guide", "distribution"])
+def test_a_masked_latent_is_told(where):
+    """A row whose prior or posterior counts for nothing has no part in q(z) or KL(q(z) || p(z))."""
+    pair = LinearGaussian()
+
+    def masked(program, mask, name):
+        return poutine.mask(program, mask=mask) if name == where else program
+
+    def model(x, mask):
+        with pyro.plate("data", len(x)):
+            prior = dist.Normal(x.new_zeros(2), 1.0).to_event(1)
+            hidden = prior.expand([len(x)]).mask(mask) if where == "distribution" else prior
+            z = masked(pyro.sample, mask, "model")("z", hidden)
+            pyro.sample("x", dist.Normal(z @ pair.weight.T + pair.bias, pair.scale).to_event(1), obs=x)
+
+    def guide(x, mask):
+        masked(pair.guide, mask, "guide")(x)
+
+    x = pair.sample(12)
+    every, some = torch.ones(12, dtype=torch.bool), torch.arange(12) < 9  # the mask begins in the last batch
+    assert surgery((model, guide), (x, every), num_samples=50).kl == surgery(pair, x, num_samples=50).kl
+    for of in (surgery, compare_priors):
+        with pytest.raises(ValueError, match="a mask hides latent 'z' in some rows, which then have no KL"):
+            of((model, guide), (x, some), batch_size=4)
+
+
 def test_a_prior_that_differs_between_batches_is_told():
     """One row a batch: within each, nothing depends on the datum."""
 
@@ -229,6 +258,35 @@ def test_a_prior_that_differs_between_batches_is_told():
 
     with pytest.raises(ValueError, match="the prior of 'z' depends on the datum"):
         surgery((model, guide), torch.arange(3.0), batch_size=1)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that anything computes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for value in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(value, torch.Tensor):
+                self.numbers = max(self.numbers, value.untyped_storage().nbytes() // value.element_size())
+        return made
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_tensor_is_larger_than_the_budget(full, monkeypatch):
+    """Of 300 rows in batches of 20 with two latent numbers, and 200 draws: 120,000 of q(z_j | x_n) together."""
+    pair, budget = Aggregate(), 3000
+    pair.full = full
+    x = pair.sample(300)
+    want = surgery(pair, x, num_samples=200, batch_size=20)
+    monkeypatch.setattr(module, "BUDGET", budget)
+    with Largest() as largest:
+        found = surgery(pair, x, num_samples=200, batch_size=20)
+    assert largest.numbers <= budget
+    for name in ("kl", "information", "marginal_kl", "total_correlation"):
+        assert getattr(found, name) == pytest.approx(getattr(want, name), abs=1e-12)
+    torch.testing.assert_close(found.dimension_kl, want.dimension_kl, atol=1e-12, rtol=0)
 
 
 def test_a_prior_scores_each_draw_once(monkeypatch):

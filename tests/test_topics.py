@@ -82,6 +82,20 @@ def test_perplexity_of_other_data_is_refused(x, message):
         tools.perplexity(fixed([-1.0, -1.0, -1.0]), x)
 
 
+@pytest.mark.parametrize("data", [(DOCUMENTS,), [DOCUMENTS], (scipy.sparse.csr_matrix(DOCUMENTS.numpy()), [0, 1, 1])])
+def test_documents_come_by_position_too(data):
+    assert tools.perplexity(fixed([-1.0, -2.0, -3.0]), data) == tools.perplexity(fixed([-1.0, -2.0, -3.0]), DOCUMENTS)
+    pairs = torch.tensor([[0, 1], [0, 2]])
+    assert torch.equal(tools.npmi(pairs, data), tools.npmi(pairs, DOCUMENTS))
+
+
+@pytest.mark.parametrize("data", [{"counts": DOCUMENTS}, Split({"counts": DOCUMENTS})])
+def test_documents_without_a_name_for_them_are_refused(data):
+    for call in (partial(tools.perplexity, fixed([-1.0])), partial(tools.npmi, torch.tensor([[0, 1]]))):
+        with pytest.raises(ValueError, match=r"data hold counts, the counts of words are wanted as x; pass \{'x'"):
+            call(data)
+
+
 # coherence
 
 

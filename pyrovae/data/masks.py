@@ -110,8 +110,9 @@ def incomplete(x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, 
     """
     keeps = isinstance(x, Tensor) and x.is_floating_point()
     x = torch.as_tensor(x, dtype=None if keeps else torch.get_default_dtype())
-    seen = ~torch.isnan(x) if mask is None else _as_bool(torch.as_tensor(mask))
+    seen = ~torch.isnan(x) if mask is None else torch.as_tensor(mask)
     check_mask(x, seen)
+    seen = seen.bool()
     if len(rows := _rows_with(torch.isnan(x) & seen)):
         raise ValueError(
             f"x is NaN where the mask says observed, in {_named(rows)}; leave mask out for NaN to mean missing"
@@ -122,7 +123,7 @@ def incomplete(x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, 
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:
-    """The mask has the shape of x, and every row an observed value.
+    """The mask has the shape of x and no other values than 0 and 1, and every row an observed value.
 
     Raises:
         ValueError: otherwise, with the rows.
@@ -132,6 +133,8 @@ def check_mask(x: Tensor, mask: Tensor) -> None:
             f"mask has shape {tuple(mask.shape)}, x {tuple(x.shape)}; pass one element for each of x, "
             "True where it is observed"
         )
+    if mask.dtype != torch.bool and len(rows := _rows_with((mask != 0) & (mask != 1))):
+        raise ValueError(f"mask has values beside 0 and 1 in {_named(rows)}; pass booleans, True where x is observed")
     if len(rows := _rows_with(~mask.reshape(len(mask), -1).any(1))):
         raise ValueError(f"{_named(rows)} of x have no observed value; drop them, nothing can be learnt from them")
 
@@ -268,12 +271,6 @@ def _in_memory(split: Any) -> Split:
     if isinstance(split["x"], SparseRows):
         raise TypeError("x is sparse, masks are for dense rows; pass Split({'x': split['x'].to_dense()})")
     return split
-
-
-def _as_bool(mask: Tensor) -> Tensor:
-    if mask.dtype != torch.bool and len(rows := _rows_with((mask != 0) & (mask != 1))):
-        raise ValueError(f"mask has values beside 0 and 1 in {_named(rows)}; pass booleans, True where x is observed")
-    return mask.bool()
 
 
 def _rows_with(wrong: Tensor) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from pyrovae.data.sparse import is_sparse
 from pyrovae.evaluation.predictive import encode
 from pyrovae.models.base import as_pair
 
@@ -39,7 +40,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         n_features_in_: numbers in a row of X.
 
     Raises:
-        ValueError: for X that are no numbers or of other rows than `fit` saw.
+        ValueError: for X that are sparse, no real numbers or of other rows than `fit` saw.
         sklearn.exceptions.NotFittedError: from `transform` before `fit`.
 
     >>> from sklearn.linear_model import LogisticRegression
@@ -103,7 +104,12 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
 
 def _numbers(X: Any) -> torch.Tensor:
-    rows = torch.as_tensor(np.asarray(X)) if not isinstance(X, torch.Tensor) else X
-    if rows.dim() < 2 or len(rows) == 0 or rows.is_complex():
+    if is_sparse(X):
+        raise ValueError("X is sparse, a dense array is wanted; pass X.toarray() or X.to_dense()")
+    rows = X if isinstance(X, torch.Tensor) else np.asarray(X)
+    if rows.is_complex() if isinstance(rows, torch.Tensor) else rows.dtype.kind not in "biuf":
+        raise ValueError(f"X is of {rows.dtype}, real numbers are wanted; pass X.astype('float32'), say")
+    rows = torch.as_tensor(rows)
+    if rows.dim() < 2 or len(rows) == 0:
         raise ValueError(f"X has shape {tuple(rows.shape)}, one row at least is wanted; pass shape (N, F)")
     return rows.to(torch.get_default_dtype())

@@ -97,12 +97,15 @@ def gaps(
         the `Gaps`.
 
     Raises:
+        TypeError: for `annealed` that is no Estimate.
         ValueError: for other guides; and see `log_likelihood`.
 
     Source: Cremer, Li & Duvenaud 2018, https://arxiv.org/abs/1801.03558, section 3; the gradient: Roeder, Wu & Duvenaud
     2017, https://arxiv.org/abs/1703.09194.
     """
     check_counts(steps=steps, num_particles=num_particles, num_samples=num_samples)
+    if annealed is not None and not isinstance(annealed, Estimate):
+        raise TypeError(f"annealed is {annealed!r}, an Estimate is wanted; pass annealed=ais(pair, data)")
     columns: list[list[Tensor]] = [[] for _ in range(10)]
     density = True
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=num_particles) as on:

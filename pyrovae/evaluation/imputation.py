@@ -89,7 +89,8 @@ def impute(
 
     Raises:
         ValueError: for a pair that takes no mask, or whose guide reads what is missing; for data without a mask or with
-            rows that have nothing observed; and for likelihoods that are no product over the elements of x.
+            rows that have nothing observed; for likelihoods that are no product over the elements of x; and with
+            num_samples for latents outside the data plate, which give a datum no weight of its own.
 
     Source: Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, section 4: eqs. 12 and 13 for the mean, sampling
     importance resampling for multiple imputations; Rubin 1987.
@@ -102,10 +103,12 @@ def impute(
     """
     check_counts(num_imputations=num_imputations, num_samples=num_samples)
     particles = num_samples or num_imputations
-    with _with_masks(pair, data, plate, seed, batch_size, particles, reads_mask=True) as (on, batches):
+    with _with_masks(pair, data, plate, seed, batch_size, particles, reads_mask=True) as on:
+        if num_samples is not None:
+            on.known.refuse_shared()
         at = on.rows.names.index("x")
         parts = []
-        for run, batch, x, mask in batches:
+        for run, batch, x, mask in _batches(on):
             hidden = _hidden(run, batch, x, mask, on)
             drawn = ledger(run, *hidden, num_particles=particles, known=on.known)
             likelihood = _likelihood(drawn)
@@ -147,7 +150,7 @@ def impute_by_gibbs(
 
     and the chain converges to p(z, x_mis | x_obs) for any q that reaches all z. It begins with a draw of x_mis from the
     model's prior and `num_warmup` steps of pseudo-Gibbs, which find the region where proposals are taken. A guide that
-    takes a mask proposes from q(z | x_obs, mask), and the ratio has p(x_obs, z) for p(x, z).
+    takes a mask and reads the observed part alone proposes from q(z | x_obs, mask): the ratio has p(x_obs, z) there.
 
     Args:
         pair: any pair with a site x, such as a plain VAE.
@@ -162,7 +165,7 @@ def impute_by_gibbs(
         the `Imputation`, with the share of accepted proposals.
 
     Raises:
-        ValueError: as for `impute`, but for pairs without a mask.
+        ValueError: as for `impute` with num_samples, but for pairs without a mask.
 
     Source: Rezende et al. 2014, https://arxiv.org/abs/1401.4082, appendix F (pseudo-Gibbs); Mattei & Frellsen 2018,
     https://arxiv.org/abs/1802.04826, algorithm 1 (Metropolis-within-Gibbs, and its start by pseudo-Gibbs).
@@ -170,15 +173,17 @@ def impute_by_gibbs(
     check_counts(num_imputations=num_imputations, num_steps=num_steps)
     if isinstance(num_warmup, bool) or not isinstance(num_warmup, int) or num_warmup < 0:
         raise ValueError(f"num_warmup is {num_warmup!r}, a whole number of at least 0 is wanted; pass num_warmup=20")
-    with _with_masks(pair, data, plate, seed, batch_size, num_imputations, reads_mask=False) as (on, batches):
+    with _with_masks(pair, data, plate, seed, batch_size, num_imputations, reads_mask=False) as on:
+        on.known.refuse_shared()
+        # q(z | x_obs, mask) has no part in x_mis, which the ratio then leaves out: the chain has z alone.
+        reads_all = "mask" not in on.rows.names or _reads_missing(on)
         parts, accepted = [], []
-        for run, batch, x, mask in batches:
+        for run, batch, x, mask in _batches(on):
             batch = tuple(_repeated(tensor, num_imputations) for tensor in batch)
             x_obs, seen = _repeated(x, num_imputations), _repeated(mask, num_imputations)
             batch = _hidden(run, batch, x_obs, seen, on)
             at = on.rows.names.index("x")
-            # q(z | x_obs, mask) has no part in x_mis, which the ratio then leaves out: the chain has z alone.
-            scored = seen if "mask" in on.rows.names else torch.ones_like(seen)
+            scored = torch.ones_like(seen) if reads_all else seen
             z, total = None, torch.zeros_like(x_obs, dtype=_real(x))
             for step in range(num_warmup + num_steps):
                 always = not metropolis or step < num_warmup
@@ -222,10 +227,11 @@ def missing_log_likelihood(
     Source: Mattei & Frellsen 2019, https://arxiv.org/abs/1812.02633, eq. 12 with h(x_mis) = p(x_mis | z).
     """
     check_counts(num_samples=num_samples)
-    with _with_masks(pair, data, plate, seed, batch_size, num_samples, reads_mask=True) as (on, batches):
+    with _with_masks(pair, data, plate, seed, batch_size, num_samples, reads_mask=True) as on:
+        on.known.refuse_shared()
         at = on.rows.names.index("x")
         values, variances, density = [], [], True
-        for run, batch, x, mask in batches:
+        for run, batch, x, mask in _batches(on):
             check_support(on, batch)
             hidden = _hidden(run, batch, x, mask, on)
             drawn = ledger(run, *hidden, num_particles=num_samples, known=on.known)
@@ -241,9 +247,6 @@ def missing_log_likelihood(
         return estimate(on.join(values), error, num_samples, density)
 
 
-Batches = Iterator[tuple[PairLike, tuple[Tensor, ...], Tensor, Tensor]]
-
-
 @contextmanager
 def _with_masks(
     pair: Any,
@@ -254,8 +257,8 @@ def _with_masks(
     particles: int,
     *,
     reads_mask: bool,
-) -> Iterator[tuple[Evaluation, Batches]]:
-    """The pair on data, and its batches with x and mask; whatever the data hold where x is missing."""
+) -> Iterator[Evaluation]:
+    """The pair on data with x and mask, whatever they hold where x is missing; see `_batches`."""
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size, particles=particles) as on:
         rows = on.rows
         on.known.refuse_improper()
@@ -275,44 +278,50 @@ def _with_masks(
                 "discrete sites, and pass the rows to impute as the data"
             )
         check_mask(rows["x"], rows["mask"])
-        if reads_mask:
-            _check_reads_observed(on)
-
-        def batches() -> Batches:
-            both = rows.select("x", "mask").sequential(on.batch_size)
-            for (run, batch, _), (x, mask) in zip(on, both, strict=True):
-                x, mask = on._moved((x, mask.bool()))
-                yield run, batch, x, mask
-
-        yield on, batches()
+        if reads_mask and _reads_missing(on):
+            raise ValueError(
+                "the guide reads x where the mask says that it is missing, so that it knows what is to be imputed; "
+                "pass a pair whose guide reads the observed part alone, such as PosteriorMatching's partial_vae()"
+            )
+        yield on
 
 
-def _check_reads_observed(on: Evaluation) -> None:
-    """Refuse a guide that is another one where x holds another value in the place of what is missing."""
-    batch = on.batch()
-    x, mask = (batch[on.rows.names.index(name)] for name in ("x", "mask"))
-    traces = []
-    for _ in range(2):
-        filled = _hidden(on.pair, batch, x, mask.bool(), on)
-        with isolated_random_state(0):
-            traces.append(poutine.trace(on.pair.guide).get_trace(*filled))
-    if any(not torch.equal(site["value"], traces[1].nodes[site["name"]]["value"]) for site in random_sites(traces[0])):
-        raise ValueError(
-            "the guide reads x where the mask says that it is missing, so that it knows what is to be imputed; pass a "
-            "pair whose guide reads the observed part alone, such as PosteriorMatching's partial_vae()"
-        )
+def _batches(on: Evaluation) -> Iterator[tuple[PairLike, tuple[Tensor, ...], Tensor, Tensor]]:
+    """The pair and its batches, each with x and the mask of its rows."""
+    assert isinstance(on.rows, Split)
+    both = on.rows.select("x", "mask").sequential(on.batch_size)
+    for (run, batch, _), (x, mask) in zip(on, both, strict=True):
+        x, mask = on._moved((x, mask.bool()))
+        yield run, batch, x, mask
+
+
+def _reads_missing(on: Evaluation) -> bool:
+    """Whether the guide is another one where x holds another value in the place of what is missing, in any batch."""
+    with isolated_random_state(0):
+        for run, batch, x, mask in _batches(on):
+            traces = []
+            for _ in range(2):
+                filled = _hidden(run, batch, x, mask, on)
+                with isolated_random_state(0):
+                    traces.append(poutine.trace(run.guide).get_trace(*filled))
+            first, second = ({site["name"]: site["value"] for site in random_sites(trace)} for trace in traces)
+            if any(not torch.equal(value, second[name]) for name, value in first.items()):
+                return True
+    return False
 
 
 def _hidden(run: PairLike, batch: tuple[Tensor, ...], x: Tensor, mask: Tensor, on: Evaluation) -> tuple[Tensor, ...]:
     """The batch with a draw from the model in place of what is missing: true values must not reach the guide.
 
-    Nor need what the data hold there be a value that the likelihood can give.
+    Nor need what the data hold there be a value that the likelihood can give; what is observed has to be one.
     """
     site = observed_site(on.known, "x")
     trace = poutine.trace(uncondition(run.model)).get_trace(*batch)
     drawn = trace.nodes[site]["value"].to(x.dtype).reshape(x.shape)
     at = on.rows.names.index("x")
-    return (*batch[:at], torch.where(mask, x, drawn), *batch[at + 1 :])
+    filled = (*batch[:at], torch.where(mask, x, drawn), *batch[at + 1 :])
+    check_support(on, filled)
+    return filled
 
 
 def _likelihood(drawn: Ledger) -> TorchDistribution:

@@ -93,7 +93,8 @@ def compare_priors(
 
     Raises:
         TypeError: for what is no prior.
-        ValueError: for a prior of another event shape, a name that is taken, fewer than two particles; see `surgery`.
+        ValueError: for a prior of another event shape, or whose support lacks some draws of z; a name that is taken;
+            fewer than two particles; see `surgery`.
 
     Source: Hoffman & Johnson 2016, "ELBO surgery"; Tomczak & Welling 2018, https://arxiv.org/abs/1705.07120, eq. 7.
 
@@ -164,4 +165,17 @@ def _distribution(name: str, prior: Any, z: Tensor) -> Distribution:
             f"priors[{name!r}] has batch shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}, z has "
             f"event shape {tuple(z.shape[2:])}; pass one density of it, with .to_event for independent dimensions"
         )
+    if outside := _outside(p, z):
+        raise ValueError(
+            f"priors[{name!r}] has support {p.support}, and {outside} of the {z.shape[:2].numel()} draws of z lie "
+            "outside of it, where no ELBO is finite; pass a prior of all values that the guide draws"
+        )
     return p
+
+
+def _outside(p: Distribution, z: Tensor) -> int:
+    """How many of z (K, N, *event) are no values of a distribution that says which it has."""
+    try:
+        return int((~p.support.check(z)).sum())  # type: ignore[union-attr]
+    except NotImplementedError:
+        return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from tqdm import tqdm
 
 from pyrovae.distributions import pairwise_log_prob
+from pyrovae.distributions.products import masks
 from pyrovae.evaluation.estimates import with_error
 from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import is_discrete
@@ -106,7 +108,7 @@ def surgery(
         the `Surgery`.
 
     Raises:
-        ValueError: for another number of latents, or a prior that depends on the datum.
+        ValueError: for another number of latents, a prior that depends on the datum, or a latent that a mask hides.
 
     Source: Hoffman & Johnson 2016, "ELBO surgery", eq. 7; Chen et al. 2018, https://arxiv.org/abs/1802.04942, eq. 2.
     """
@@ -165,6 +167,7 @@ def distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distri
     for run, batch, _ in on:
         trace = poutine.trace(run.guide).get_trace(*batch)
         model = poutine.trace(poutine.replay(run.model, trace=trace)).get_trace(*batch)
+        _refuse_masks(trace.nodes[name], model.nodes[name])
         posteriors.append(trace.nodes[name]["fn"])
         if is_point(posteriors[-1]):
             raise ValueError(f"the guide puts {name!r} on a point (Delta), and points have no aggregate density q(z)")
@@ -177,6 +180,17 @@ def distributions(on: Evaluation, name: str) -> tuple[list[Distribution], Distri
             raise ValueError(f"the prior of {name!r} depends on the datum, so that there is no one p(z) for q(z)")
     assert prior is not None
     return posteriors, prior
+
+
+def _refuse_masks(*sites: dict[str, Any]) -> None:
+    """Both of a latent's sites have a density in each row."""
+    for site in sites:
+        hiding = [site["mask"], *masks(site["fn"], site["fn"].event_dim)]
+        if not all(mask is None or torch.as_tensor(mask).all() for mask in hiding):
+            raise ValueError(
+                f"a mask hides latent {site['name']!r} in some rows, which then have no KL to take apart; "
+                "pass the rows where it is true, or take the mask out"
+            )
 
 
 def _batch(q: Distribution) -> range:
@@ -243,7 +257,8 @@ def _scores(
     singles = [_per_dimension(q) for q in posteriors]
     single_prior = _per_dimension(prior)
     wide = len(z.shape) == 2 and all(single is not None for single in singles)
-    chunk = max(1, BUDGET // (numbers * max(len(_batch(q)) for q in posteriors)))
+    # The largest tensors have a number for each point and datum, or one for each number of z and datum of a batch.
+    chunk = max(1, BUDGET // max(total, numbers * max(len(_batch(q)) for q in posteriors)))
     parts: list[list[Tensor]] = [[], [], [], []]
     with tqdm(total=len(z), desc="surgery", unit="draw", disable=not progress) as bar:
         for start in range(0, len(z), chunk):
@@ -258,10 +273,8 @@ def _scores(
                 parts[1].append(log_q.gather(1, chosen[start : start + chunk].unsqueeze(1)).squeeze(1))
             parts[2].append(log_prior(prior, points))
             if wide:
-                each = torch.cat(
-                    [single.log_prob(points.unsqueeze(1)).double() for single in singles if single is not None], 1
-                )
-                parts[3].append(torch.logsumexp(each, 1) - math.log(total))  # (S, L)
+                sums = [_log_sum(single, points) for single in singles if single is not None]
+                parts[3].append(reduce(torch.logaddexp, sums) - math.log(total))  # (S, L)
             bar.update(len(points))
     aggregate, second, p, *_ = (torch.cat(part) if part else torch.empty(0) for part in parts)
     p_single = None
@@ -272,6 +285,11 @@ def _scores(
         return _Pieces(aggregate.exp(), second, None, aggregate, p, marginals, p_single)
     even = torch.full_like(aggregate, 1 / len(aggregate))
     return _Pieces(even, None, second, aggregate, p, marginals, p_single)
+
+
+def _log_sum(single: Distribution, points: Tensor) -> Tensor:
+    """log sum_n q(z_j | x_n) over a batch, of each number of points (S, L)."""
+    return torch.logsumexp(single.log_prob(points.unsqueeze(1)).double(), 1)
 
 
 def log_posteriors(name: str, posteriors: Sequence[Distribution], points: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,5 +281,12 @@ def _check_vocabulary(vocabulary: Sequence[str], size: int) -> None:
 def _counts(data: Any) -> SparseRows:
     """The counts in what `match` takes, sparse; of `Data` the split to evaluate on."""
     data = held_out(data)[1]
-    x = data["x"] if isinstance(data, Split | dict) else data
-    return SparseRows.of(x if is_sparse(x) else torch.as_tensor(x).to_sparse()).to("cpu")
+    if isinstance(data, tuple | list) and data and getattr(data[0], "ndim", 0) == 2:
+        data = data[0]  # tensors by position, as a model of x takes them
+    data = data.tensors if isinstance(data, Split) else data
+    if isinstance(data, Mapping):
+        if "x" not in data:
+            names = ", ".join(map(str, data))
+            raise ValueError(f"data hold {names}, the counts of words are wanted as x; pass {{'x': counts}}")
+        data = data["x"]
+    return SparseRows.of(data if is_sparse(data) else torch.as_tensor(data).to_sparse()).to("cpu")

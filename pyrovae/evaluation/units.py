@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
@@ -169,7 +170,7 @@ def _is_vector(trace: Any, name: str) -> bool:
 
 
 def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None:
-    """KL(q || p) of each number of a vector, (B, ..., L), where it is known, valid and a sum over these.
+    """KL(q || p) of each number of a vector, (B, ..., L), where it is known, valid and a sum over these; 0 if masked.
 
     Valid: where all latents that come before the site in the model come before it in the guide.
     """
@@ -186,4 +187,5 @@ def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None
         kl = kl_divergence(q["fn"].base_dist, p["fn"].base_dist)
     except NotImplementedError:
         return None
-    return rows_first(kl.expand(q["fn"].shape()), q).double()
+    counted = p["mask"].unsqueeze(-1) if isinstance(p["mask"], Tensor) else p["mask"]  # of rows, beside their units
+    return rows_first(scale_and_mask(kl.expand(q["fn"].shape()), mask=counted), q).double()

@@ -53,8 +53,8 @@ class InpaintingVAE(VAE):
     default_encoder: ClassVar[type[MaskedMLP]] = MaskedMLP
 
     def check_batch(self, x: Tensor, mask: Tensor) -> None:
-        """Refuse rows with nothing observed, before `fit` starts."""
-        check_mask(x, mask.bool())
+        """Refuse rows with nothing observed, and masks of other values than 0 and 1, before `fit` starts."""
+        check_mask(x, mask)
 
     def model(self, x: Tensor, mask: Tensor) -> None:  # type: ignore[override]  # a batch has a mask too
         """z ~ p(z), x | z ~ p(x | z), for each row of x, all of it observed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,6 +205,11 @@ def latent_kl(kl: Values, *, threshold: float = 0.01, ax: Axes | None = None) ->
         kl: mean over data for each dimension (L,), in nats per datum.
         threshold: a dimension above it counts as active, in nats per datum.
     """
+    if kl is None:
+        raise ValueError(
+            "kl is None, as active_units(...).kl is of a pair without a KL by dimension; draw that of whole latents, "
+            "layers({'pair': pyrovae.elbo(pair, data).kl})"
+        )
     heights = finite("kl", kl)
     if heights.ndim != 1:
         raise ValueError(f"kl has shape {heights.shape}, wanted (L,); pass its mean over data, kl.mean(0)")
@@ -240,6 +246,11 @@ def layers(
     sites = list(next(iter(kl.values())))
     if other := [name for name in kl if set(kl[name]) != set(sites)]:
         raise ValueError(f"kl of {other[0]!r} has the layers {list(kl[other[0]])}, the first {sites}; pass the same")
+    for name, site in product(kl, sites):
+        if active is not None and site not in active.get(name, {}):
+            raise ValueError(
+                f"active has no text for layer {site!r} of {name!r}; pass {{{name!r}: {{{site!r}: '12 / 64', ...}}}}"
+            )
     heights = {name: finite(f"kl of {name!r}", [kl[name][site] for site in sites]) for name in kl}
     ax = axes_of(ax, max(4.0, 0.5 + 0.55 * len(sites) * len(kl)), 3.2)
     width = 0.8 / len(kl)
