@@ -925,13 +925,10 @@ def test_another_name_on_the_command_line_replaces_the_files_options_too(
 
 
 def test_what_is_wrong_in_the_rest_of_a_file_is_named_with_it(small, tmp_path, capsys):
-    (tmp_path / "odd.yaml").write_text("objective: {name: Capacity, gamma: 10, C: 5}\nlatent_dmi: 3")
+    (tmp_path / "odd.yaml").write_text("objective: {name: Capacity, gamma: 10, C: 5}\nlr: fast")
     with pytest.raises(SystemExit):
         main(["fit", "vae", *small, "--config", "odd.yaml", "--objective", "ELBO"])
-    error = capsys.readouterr().err
-    assert error.startswith("pyrovae: error: in odd.yaml: there is no option latent_dmi; did you mean latent_dim"), (
-        error
-    )
+    assert capsys.readouterr().err.startswith('pyrovae: error: in odd.yaml: Parser key "lr": Expected a')
 
 
 def test_the_same_flags_without_a_seed_go_on(small, no_report, tmp_path):
