@@ -79,7 +79,7 @@ def _not_replaced(file: str, seen: argparse.Namespace) -> str:
 class Parser(jsonargparse.ArgumentParser):
     """Names the flags nearest to one that does not exist."""
 
-    def parse_args(self, args: Sequence[str], **options: Any) -> Any:
+    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
         """Parse them, with a file that leaves out what they replace."""
         self.seen = _seen(args)
         return super().parse_args(args, **options)
