@@ -40,8 +40,12 @@ from pyrovae.evaluation import (
     latent_data,
     log_likelihood,
     nmi,
+    pair_marginals,
+    posterior_marginals,
     responsibilities,
+    state_posterior,
     surgery,
+    viterbi,
 )
 from pyrovae.models import (
     CVAE,
@@ -119,11 +123,7 @@ from pyrovae.objectives import (
     log_marginal,
     log_weights,
     mean_field_posterior,
-    pair_marginals,
-    posterior_marginals,
     reverse_kl,
-    state_posterior,
-    viterbi,
 )
 from pyrovae.training import (
     schedules,

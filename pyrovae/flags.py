@@ -58,15 +58,31 @@ class ConfigFile(jsonargparse.ActionConfigFile):
     """Says of what is wrong in a file that it is in that file."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Take the file's flags."""
+        """Take the file's flags, but for an objective or a part of another name than the command line gives."""
         try:
-            super().__call__(parser, cfg, values, option_string)
-        except ValueError as error:
-            raise ValueError(f"in {values}: {error}") from error
+            super().__call__(parser, cfg, _not_replaced(values, parser.seen), option_string)
+        except (ValueError, TypeError) as error:
+            what = str(error).removeprefix('Parser key "config": ')
+            raise ValueError(f"in {values}: {what}") from error
+
+
+def _not_replaced(file: str, seen: argparse.Namespace) -> str:
+    """The file; or as text the rest of it, where the command line names another objective or part."""
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # whose message is the parser's
+        config = yaml.safe_load(Path(file).read_text())
+        if isinstance(config, dict):
+            kept = {key: value for key, value in config.items() if not _differ(value, getattr(seen, str(key), None))}
+            return file if kept == config else yaml.safe_dump(kept)
+    return file
 
 
 class Parser(jsonargparse.ArgumentParser):
     """Names the flags nearest to one that does not exist."""
+
+    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
+        """Parse them, with a file that leaves out what they replace."""
+        self.seen = _seen(args)
+        return super().parse_args(args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """One sentence; the caller prints it."""
@@ -271,15 +287,9 @@ def add_objective_arguments(parser: Parser, arguments: Sequence[str], default: s
 
 def _objective_name(arguments: Sequence[str]) -> str | None:
     """The name that the command line gives, or its configuration file; None if neither does."""
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    look.add_argument("--config", type=Path)
-    look.add_argument("--objective.name", dest="name")
-    try:
-        seen, _ = look.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    if seen.name is not None or seen.config is None or not seen.config.is_file():
-        return seen.name
+    seen = _seen(arguments)
+    if seen.objective is not None or seen.config is None or not seen.config.is_file():
+        return seen.objective
     with contextlib.suppress(yaml.YAMLError):  # whose message is the parser's
         config = yaml.safe_load(seen.config.read_text())
         chosen = config.get("objective", {}) if isinstance(config, dict) else {}
@@ -287,6 +297,24 @@ def _objective_name(arguments: Sequence[str]) -> str | None:
             raise ValueError(f"{seen.config} has objective: {chosen}; write objective: {{name: {chosen}}} there")
         return str(chosen["name"]) if "name" in chosen else None
     return None
+
+
+def _seen(arguments: Sequence[str]) -> argparse.Namespace:
+    """The file that the command line gives, and the names of objective and parts; None for what it does not."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    look.add_argument("--config", type=Path)
+    for name in ("objective", *SLOTS):
+        look.add_argument(f"--{name}.name", dest=name)
+    try:
+        return look.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def _differ(of_file: Any, name: Any) -> bool:
+    """Whether a part as a file has it, a name or one with options, is another than that of this name."""
+    found = of_file.get("name") if isinstance(of_file, dict) else of_file
+    return isinstance(name, str) and found is not None and str(found).lower() != name.lower()
 
 
 def objective_names() -> list[str]:

@@ -895,6 +895,42 @@ def test_a_part_of_the_command_line_overrules_the_files(small, no_report, tmp_pa
     assert load(tmp_path / "other").pair.prior.inputs().shape == (4, 6)
 
 
+CAPACITY = ["--objective", "Capacity", "--objective.gamma", "10", "--objective.C", "5"]
+VAMP = ["--prior", "VampPrior", "--prior.num_components", "3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "objective", "prior"),
+    [
+        (["--objective", "ELBO"], {"name": "ELBO"}, {"name": "VampPrior", "num_components": 3}),
+        (["--objective=ELBO", "--objective.beta=4"], {"name": "ELBO", "beta": 4}, {"name": "VampPrior"}),
+        (["--prior", "RealNVP"], {"name": "Capacity", "gamma": 10, "C": 5}, "RealNVP"),
+        (["--prior.num_layers", "2", "--prior=RealNVP"], {}, {"name": "RealNVP", "num_layers": 2}),
+        (["--prior", "{name: RealNVP}", "--objective", "ELBO"], {"name": "ELBO"}, "RealNVP"),
+        (["--prior", "vampprior", "--objective", "capacity"], {"gamma": 10, "C": 5}, {"num_components": 3}),
+    ],
+)
+def test_another_name_on_the_command_line_replaces_the_files_options_too(
+    flags, objective, prior, small, no_report, tmp_path
+):
+    main(["fit", "vae", "--out", "base", *small, *CAPACITY, *VAMP])
+    main(["fit", "vae", *flags, "--config", "base/config.yaml", "--out", "other"])
+    found = recorded(tmp_path / "other")
+    assert objective.items() <= found["objective"].items()
+    assert ("gamma" in found["objective"]) == (found["objective"]["name"].lower() == "capacity")
+    assert found["prior"] == prior if isinstance(prior, str) else prior.items() <= found["prior"].items()
+    named = found["prior"] if isinstance(found["prior"], str) else found["prior"]["name"]
+    assert type(load(tmp_path / "other").pair.prior).__name__ == named
+    assert recorded(tmp_path / "base")["objective"]["C"] == 5
+
+
+def test_what_is_wrong_in_the_rest_of_a_file_is_named_with_it(small, tmp_path, capsys):
+    (tmp_path / "odd.yaml").write_text("objective: {name: Capacity, gamma: 10, C: 5}\nlr: fast")
+    with pytest.raises(SystemExit):
+        main(["fit", "vae", *small, "--config", "odd.yaml", "--objective", "ELBO"])
+    assert capsys.readouterr().err.startswith('pyrovae: error: in odd.yaml: Parser key "lr": Expected a')
+
+
 def test_the_same_flags_without_a_seed_go_on(small, no_report, tmp_path):
     main(["fit", "vae", "--out", "base", *small])
     seed = load(tmp_path / "base").seed

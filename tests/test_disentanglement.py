@@ -183,3 +183,40 @@ def test_bad_options_are_named():
         sap(PERFECT, FACTORS, categorical=[3])
     with pytest.raises(ValueError, match="bins is 1"):
         mig(PERFECT, FACTORS, bins=1)
+
+
+@pytest.mark.parametrize("score", [beta_vae_score, factor_vae_score, mig, sap, dci, modularity])
+def test_codes_without_latents_are_refused(score):
+    with pytest.raises(ValueError, match=r"codes have shape \(1440, 0\) .*pass \(N, latents\), one at least"):
+        score(PERFECT[:, :0], FACTORS)
+
+
+@pytest.mark.parametrize(
+    ("score", "options", "error", "message"),
+    [
+        (beta_vae_score, {"num_points": 0}, ValueError, "num_points is 0, at least 1 is wanted"),
+        (beta_vae_score, {"num_points": 2}, ValueError, "num_points is 2 for 3 factors, 10 for each are the least"),
+        (factor_vae_score, {"num_points": 1}, ValueError, "num_points is 1 for 3 factors, 10 for each are the least"),
+        (factor_vae_score, {"num_points": 0}, ValueError, "num_points is 0, at least 1 is wanted"),
+        (factor_vae_score, {"num_points": 99.5}, TypeError, r"num_points is 99\.5, a whole number is wanted"),
+        (beta_vae_score, {"num_pairs": 0}, ValueError, "num_pairs is 0, at least 1 is wanted"),
+        (factor_vae_score, {"num_rows": 1}, ValueError, "num_rows is 1, a variance needs 2; pass num_rows=64, say"),
+        (mig, {"bins": 2.5}, TypeError, r"bins is 2\.5, a whole number is wanted"),
+        (modularity, {"bins": 0}, ValueError, "bins is 0"),
+        (dci, {"num_trees": 0}, ValueError, "num_trees is 0, at least 1 is wanted"),
+    ],
+)
+def test_numbers_of_draws_are_checked(score, options, error, message):
+    with pytest.raises(error, match=message):
+        score(PERFECT, FACTORS, **options)
+
+
+def test_the_least_number_of_points_tells_a_perfect_code():
+    assert beta_vae_score(PERFECT, FACTORS, num_points=30) == 1.0
+    assert factor_vae_score(PERFECT, FACTORS, num_points=30) == 1.0
+
+
+def test_codes_in_half_precision_are_those_numbers():
+    """Quarters, which bfloat16 has exactly."""
+    codes = torch.tensor(FACTORS) / 4
+    assert mig(codes.bfloat16(), torch.tensor(FACTORS)) == mig(codes.double(), FACTORS)

@@ -349,6 +349,40 @@ def test_pyros_chain_has_a_state_before_the_first_datum():
     assert torch.equal(viterbi(pair, x), viterbi(hmm, x))
 
 
+def test_hidden_paths_leave_the_pair_as_it_is_and_run_it_in_evaluation_mode():
+    """p(s_1 | x_1) by Bayes' rule, with a prior from a network whose training mode is another function."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
+    net.append(torch.nn.Linear(4, 3))
+    locs, x, u = torch.tensor([-1.0, 0.0, 2.0]), torch.randn(5, 1), torch.randn(5, 2)
+    emission = dist.Normal(locs, 1.0)
+
+    def model(x, u):
+        with pyro.plate("data", len(x)):
+            chain = MarkovChain(net(u), torch.zeros(1, 3, 3), duration=1)
+            pyro.sample("x", HiddenMarkov(chain, emission), obs=x)
+
+    pair = Functions(model, lambda x, u: None)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = [posterior_marginals(pair, x, u), state_posterior(pair, x, u).marginals]
+    after = net.state_dict()
+    assert net.training
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    prior = net.eval()(u).softmax(-1)
+    want = prior * emission.log_prob(x).exp()
+    for marginals in found:
+        assert not marginals.requires_grad
+        torch.testing.assert_close(marginals[:, 0], want / want.sum(-1, keepdim=True), rtol=1e-12, atol=1e-12)
+    assert torch.equal(viterbi(pair, x, u)[:, 0], want.argmax(-1))
+
+
+def test_hidden_paths_take_what_other_evaluations_take():
+    hmm, (x, lengths) = made()
+    want = posterior_marginals(hmm, x, lengths)
+    assert torch.equal(posterior_marginals(hmm, {"lengths": lengths, "x": x.numpy()}), want)
+    hmm.float()
+    torch.testing.assert_close(posterior_marginals(hmm, x, lengths), want.float(), rtol=0, atol=1e-5)
+
+
 # EM -------------------------------------------------------------------------------------------------------------------
 
 
@@ -552,6 +586,21 @@ def test_wrong_sequences_are_refused_before_training(make, batch, message):
     if len(batch) == 2 and make is HMM:
         with pytest.raises(ValueError, match=message):
             elbo(pair, batch)
+
+
+@pytest.mark.parametrize("tool", [state_posterior, posterior_marginals, pair_marginals, viterbi])
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.ones(5, 4, 2), LENGTHS - 1), "data: lengths of 1 sequences are not in 1 ... 4, the first 0 in row 1"),
+        ((torch.ones(5, 4, 2), LENGTHS + 5), "data: lengths of 5 sequences are not in 1 ... 4, the first 9 in row 0"),
+        ((torch.ones(5, 4, 1), LENGTHS), r"data: x has shape \(5, 4, 1\), sequences \(B, T, 2\)"),
+        ((torch.full((5, 4, 2), 0.3), LENGTHS), r"x has values that the likelihood at site 'x' .* in \[0.3, 0.3\]"),
+    ],
+)
+def test_hidden_paths_of_wrong_sequences_are_refused(tool, batch, message):
+    with pytest.raises(ValueError, match=message):
+        tool(HMM((4, 2), 3), *batch)
 
 
 def test_the_batch_of_an_evaluation_with_wrong_lengths_is_named():

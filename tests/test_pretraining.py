@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
@@ -305,3 +309,66 @@ def test_features_refuse_what_does_not_fit():
         features.transform(np.zeros((3, 7)))
     with pytest.raises(ValueError, match="one row at least"):
         features.transform(np.zeros(6))
+
+
+def of_parameters(x):
+    w = pyro.param("w", lambda: 0.1 * torch.randn(2, 4))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ w, 1.0).to_event(1), obs=x)
+
+
+def by_parameters(x):
+    v = pyro.param("v", lambda: 0.1 * torch.randn(4, 2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x @ v, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_parameters_of_functions_are_each_transformers_own(has_run):
+    """Codes are x @ v, of v as the same training alone leaves it; no fit goes on from another, or from the caller's."""
+    pair, train = (of_parameters, by_parameters), partial(pv.fit, max_epochs=2, lr=0.05, **QUIET)
+    x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    store, folds = pyro.get_param_store(), [x[:30], 5 * x[30:]]
+    with store.scope():
+        if has_run:
+            pv.elbo(pair, x)
+        before = {name: value.detach().clone() for name, value in store.items()}
+        want = []
+        for fold in folds:
+            with store.scope(copy.deepcopy(store.get_state())):
+                train(pair, fold)
+                want.append(x @ store["v"].detach().numpy())
+        found = [Features(pair, train=train).fit(fold) for fold in folds]
+        for features, codes in zip(found, want, strict=True):
+            np.testing.assert_allclose(features.transform(x), codes, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(pickle.loads(pickle.dumps(features)).transform(x), codes, rtol=1e-5, atol=1e-6)
+        assert store.keys() == before.keys()
+        assert all(torch.equal(store[name], value) for name, value in before.items())
+
+
+def test_networks_that_functions_refer_to_can_not_be_copied():
+    encoder = nn.Linear(4, 2)
+    weight = encoder.weight.detach().clone()
+
+    def guide(x):
+        net = pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x), 0.5).to_event(1))
+
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    train = partial(pv.fit, max_epochs=1, **QUIET)
+    with pyro.get_param_store().scope(), pytest.raises(ValueError, match=r"pair runs a Linear that .* hold it"):
+        Features((of_parameters, guide), train=train).fit(x)
+    assert torch.equal(encoder.weight, weight)
+    with pyro.get_param_store().scope():
+        codes = Features((of_parameters, guide)).fit(x).transform(x)
+    np.testing.assert_allclose(codes, encoder(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_pair_of_functions_bound_to_a_module_is_copied():
+    vae, x = VAE(4, latent_dim=2, hidden=(5,)), np.eye(4, dtype=np.float32)
+    before = [parameter.detach().clone() for parameter in vae.parameters()]
+    features = Features((vae.model, vae.guide), train=partial(pv.fit, max_epochs=2, **QUIET)).fit(x)
+    assert all(torch.equal(*both) for both in zip(before, vae.parameters(), strict=True))
+    assert np.abs(features.transform(x) - Features(vae).fit(x).transform(x)).max() > 1e-4

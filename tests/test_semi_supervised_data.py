@@ -134,6 +134,29 @@ def test_rows_that_come_once_are_held_out_as_those_of_any_split():
         assert torch.equal(part["x"], plain["x"])
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_no_class_loses_its_last_label_to_validation(times):
+    few = hide_labels(data(), 4, times=times)
+    for seed in range(40):
+        left, held = few.train.divided(0.5, torch.Generator().manual_seed(seed))
+        rows, others = (set(split["x"][:, 0].long().tolist()) for split in (left, held))
+        assert left["y"][left["y"] >= 0].bincount().tolist() == [times] * 4
+        assert len(held) == len(others) == 60
+        assert sorted(rows | others) == [*range(120)]
+    assert len(few.train.divided(116 / 120)[1]) == 116
+    with pytest.raises(ValueError, match=r"117 of 120 rows are to be held out, but 4 are the last labelled ones of"):
+        few.train.divided(117 / 120)
+
+
+def test_of_two_labels_of_a_class_one_is_held_out_as_often_as_either_would_be():
+    """In 3 of 4 orders one of the two at least is in the half that is held out."""
+    few = hide_labels(data(), 8).train
+    held = [few.divided(0.5, torch.Generator().manual_seed(seed))[1]["y"] for seed in range(200)]
+    numbers = [int((y >= 0).sum()) for y in held]
+    assert max(numbers) == 4
+    assert sum(numbers) / 200 == pytest.approx(4 * 0.75, abs=4 * (4 * 0.75 * 0.25 / 200) ** 0.5)
+
+
 def test_a_run_goes_on_as_if_it_had_not_been_cut_off(tmp_path):
     few = hide_labels(Data(Split({"x": torch.rand(90, 5).round(), "y": torch.arange(90) % 3})), 9, times=2)
 

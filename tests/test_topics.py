@@ -142,6 +142,38 @@ def test_npmi_is_that_of_loops_over_documents():
     assert of_data.tolist() == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [np.asarray, torch.Tensor.tolist, torch.Tensor.byte, torch.Tensor.int],
+    ids=["array", "list", "u8", "i32"],
+)
+def test_npmi_takes_indices_as_arrays_lists_and_whole_numbers_of_any_size(spelled):
+    """0 with 1 are independent, 0 with 2 always together; the third word of each is left out, the fourth too."""
+    corpus = torch.tensor([[1, 1, 1, 0], [2, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 2]]).float()
+    indices = torch.tensor([[0, 1, 2, 3], [0, 2, 1, 3]])
+    assert tools.npmi(spelled(indices), corpus, num_words=2).tolist() == pytest.approx([0.0, 1.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("topics", "num_words", "error", "message"),
+    [
+        (torch.tensor([[0, 1, 2]]), -1, ValueError, "num_words is -1, at least 1 is wanted"),
+        (torch.tensor([[0, 1, 2]]), 2.5, TypeError, r"num_words is 2\.5, a whole number is wanted"),
+        (torch.tensor([[0, 1, 2]]), 1, ValueError, r"shape \(1, 3\) and num_words is 1; pass two words at least"),
+        (
+            torch.tensor([0, 1, 2]),
+            2,
+            ValueError,
+            r"topics have shape \(3,\) .*; pass two words at least of each, \(T, n\)",
+        ),
+        (torch.ones(2, 4) > 0, 2, ValueError, r"topics is torch.bool of shape \(2, 4\), finite weights"),
+    ],
+)
+def test_npmi_says_what_topics_it_takes(topics, num_words, error, message):
+    with pytest.raises(error, match=message):
+        tools.npmi(topics, DOCUMENTS, num_words=num_words)
+
+
 def test_npmi_of_topics_that_made_the_documents_is_above_that_of_shuffled_words():
     torch.manual_seed(0)
     topics = torch.zeros(4, 40)

@@ -63,14 +63,33 @@ class PartlyLabelled(Split):
         return split
 
     def divided(self, fraction: float, generator: torch.Generator | None = None) -> tuple[Self, Self]:
-        """As of any split, but all copies of a row are on one side, and what is held out has it once."""
+        """As of any split, but copies of a row are on one side, held out once; each class keeps a label in training.
+
+        Raises:
+            ValueError: for a fraction that would take the last labelled row of a class.
+        """
         _, first = np.unique(self._copied.numpy(), return_index=True)
         once = torch.from_numpy(np.sort(first))
         order = once[torch.randperm(len(once), generator=generator, device="cpu")]
-        count = max(1, round(fraction * len(once)))
-        again = ~torch.isin(self._copied, self._copied[order[:count]])
+        last = self._last_of_each_class(order)
+        free, count = order[~torch.isin(order, last)], max(1, round(fraction * len(once)))
+        if count > len(free):
+            raise ValueError(
+                f"{count} of {len(once)} rows are to be held out, but {len(last)} are the last labelled ones of their "
+                "class; pass validation=0.1, say"
+            )
+        held = free[:count]
+        again = ~torch.isin(self._copied, self._copied[held])
         again[once] = False
-        return self.subset(torch.cat([order[count:], again.nonzero()[:, 0]])), self.subset(order[:count])
+        left = order[~torch.isin(order, held)]
+        return self.subset(torch.cat([left, again.nonzero()[:, 0]])), self.subset(held)
+
+    def _last_of_each_class(self, order: Tensor) -> Tensor:
+        """The labelled row of each class that comes last in an order of rows."""
+        y = self.tensors[self.label].cpu()
+        labelled = order[y[order] >= 0].flip(0)
+        _, first = np.unique(y[labelled].numpy(), return_index=True)
+        return labelled[torch.from_numpy(first)]
 
     def _order(self, generator: torch.Generator) -> Tensor:
         order = super()._order(generator)

@@ -26,6 +26,7 @@ from pyrovae.evaluation.latent_data import latent_data
 from pyrovae.evaluation.likelihood import ElboParts, elbo, log_likelihood
 from pyrovae.evaluation.optimal_prior import PriorComparison, compare_priors
 from pyrovae.evaluation.predictive import decode, encode, generate, reconstruct
+from pyrovae.evaluation.states import pair_marginals, posterior_marginals, state_posterior, viterbi
 from pyrovae.evaluation.surgery import Surgery, surgery
 from pyrovae.evaluation.units import ActiveUnits, active_layers, active_units
 from pyrovae.evaluation.walks import interpolate, manifold, traverse
@@ -71,9 +72,13 @@ __all__ = [
     "manifold",
     "missing_log_likelihood",
     "nmi",
+    "pair_marginals",
     "perplexity_of",
+    "posterior_marginals",
     "reconstruct",
     "responsibilities",
+    "state_posterior",
     "surgery",
     "traverse",
+    "viterbi",
 ]

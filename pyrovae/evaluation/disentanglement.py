@@ -26,9 +26,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor
 
+from pyrovae.evaluation.running import check_counts
+
 __all__ = ["DCI", "beta_vae_score", "dci", "disentanglement_scores", "factor_vae_score", "mig", "modularity", "sap"]
 
 Array = NDArray[Any]
+POINTS = 10  # of each factor at least, so that both halves have points of several
 
 
 class DCI(NamedTuple):
@@ -66,13 +69,18 @@ def beta_vae_score(
 
     Args:
         codes, factors: see the module; rows are paired among these.
-        num_points: of both halves together.
+        num_points: of both halves together, 10 for each factor at least.
         num_pairs: averaged for each point.
         seed: of the points.
+
+    Raises:
+        TypeError, ValueError: for other numbers of points or pairs.
 
     Source: Higgins et al. 2017, beta-VAE.
     """
     codes, factors = _checked(codes, factors)
+    check_counts(num_pairs=num_pairs)
+    _check_points(num_points, factors.shape[1])
     generator = np.random.default_rng(seed)
     classes = _balanced(factors.shape[1], num_points, generator)
     points = np.empty((num_points, codes.shape[1]))
@@ -100,13 +108,20 @@ def factor_vae_score(
 
     Args:
         codes, factors: see the module; rows are drawn among these.
-        num_points: half for the votes, half to score.
-        num_rows: of each point.
+        num_points: half for the votes, half to score; 10 for each factor at least.
+        num_rows: of each point, 2 at least.
         seed: of the points.
+
+    Raises:
+        TypeError, ValueError: for other numbers of points or rows.
 
     Source: Kim & Mnih 2018, https://arxiv.org/abs/1802.05983.
     """
     codes, factors = _checked(codes, factors)
+    check_counts(num_rows=num_rows)
+    _check_points(num_points, factors.shape[1])
+    if num_rows < 2:
+        raise ValueError(f"num_rows is {num_rows}, a variance needs 2; pass num_rows=64, say")
     spread = codes.var(0)
     if not (spread > 0).any():
         return 1 / factors.shape[1]
@@ -190,6 +205,7 @@ def dci(codes: Tensor | Array, factors: Tensor | Array, *, num_trees: int = 50, 
     Source: Eastwood & Williams 2018, a framework for disentangled representations. Their informativeness is an error.
     """
     codes, factors = _checked(codes, factors, at_least=4)  # of which one is scored
+    check_counts(num_trees=num_trees)
     order = np.random.default_rng(seed).permutation(len(codes))
     train, test = order[len(order) // 4 :], order[: len(order) // 4]
     importance = np.zeros((codes.shape[1], factors.shape[1]))
@@ -257,6 +273,7 @@ def _gap(scores: Array) -> float:
 
 def _information(codes: Array, factors: Array, bins: int) -> Array:
     """I(z_j; v_k) in nats, (L, F), of latents sorted into bins of equal width."""
+    check_counts(bins=bins)
     if bins < 2:
         raise ValueError(f"bins is {bins}; a latent in one bin tells nothing, pass bins=20")
     sorted_ = [np.digitize(code, np.histogram_bin_edges(code, bins)[1:-1]) for code in codes.T]
@@ -265,6 +282,15 @@ def _information(codes: Array, factors: Array, bins: int) -> Array:
 
 def _entropies(factors: Array) -> Array:
     return np.array([mutual_info_score(factor, factor) for factor in factors.T])
+
+
+def _check_points(num_points: int, num_factors: int) -> None:
+    check_counts(num_points=num_points)
+    if num_points < POINTS * num_factors:
+        raise ValueError(
+            f"num_points is {num_points} for {num_factors} factors, {POINTS} for each are the least that half of them "
+            "can score; pass num_points=1000, say"
+        )
 
 
 def _balanced(num_classes: int, count: int, generator: np.random.Generator) -> Array:
@@ -284,10 +310,11 @@ def _sharing(factor: Array, rows: Array, generator: np.random.Generator) -> Arra
 def _checked(codes: Tensor | Array, factors: Tensor | Array, *, at_least: int = 2) -> tuple[Array, Array]:
     """Codes, and the values of each factor as classes 0, 1, ... in their order."""
     codes, factors = _array(codes), _array(factors)
-    if codes.ndim != 2 or factors.ndim != 2 or len(codes) != len(factors) or len(codes) < at_least:
+    shaped = codes.ndim == factors.ndim == 2 and codes.shape[1] > 0
+    if not shaped or len(codes) != len(factors) or len(codes) < at_least:
         raise ValueError(
-            f"codes have shape {codes.shape} and factors {factors.shape}; pass (N, latents) and (N, factors) of the "
-            f"same N rows, at least {at_least}"
+            f"codes have shape {codes.shape} and factors {factors.shape}; pass (N, latents), one at least, and "
+            f"(N, factors) of the same N rows, at least {at_least}"
         )
     if not np.isfinite(codes).all():
         raise ValueError("codes are not finite; leave out rows with NaN or infinity")
@@ -303,4 +330,4 @@ def _checked(codes: Tensor | Array, factors: Tensor | Array, *, at_least: int = 
 
 
 def _array(values: Tensor | Array) -> Array:
-    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values)  # no half precision

@@ -8,12 +8,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from pyrovae.data.sparse import is_sparse
 from pyrovae.evaluation.predictive import encode
+from pyrovae.evaluation.running import Evaluation
 from pyrovae.models.base import as_pair
 
 __all__ = ["Features"]
@@ -27,7 +29,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     `fit` learns nothing more), or from `train`, which then sees the rows of each fold.
 
     Args:
-        pair: with a guide that takes x alone, see `pyrovae.as_pair`. It is copied, not changed.
+        pair: with a guide that takes x alone, see `pyrovae.as_pair`. It is copied, not changed, and so are the
+            parameters in Pyro's store that it uses by name.
         train: how `fit` trains the copy: called as `train(pair, x)`, such as `partial(pyrovae.fit, max_epochs=20)` or
             `partial(pyrovae.pretrain_stacked, ...)`. None: the pair is used as it is.
         event_shape: shape of one x, into which rows of X are brought. Default: the pair's `event_shape` if it has one,
@@ -40,7 +43,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         n_features_in_: numbers in a row of X.
 
     Raises:
-        ValueError: for X that are sparse, no real numbers or of other rows than `fit` saw.
+        ValueError: for X that are sparse, no real numbers or of other rows than `fit` saw; for a `train` of functions
+            that refer to networks, which no copy has of its own.
         sklearn.exceptions.NotFittedError: from `transform` before `fit`.
 
     >>> from sklearn.linear_model import LogisticRegression
@@ -74,14 +78,20 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             X: rows (N, ...), an array or a tensor.
             y: ignored.
         """
-        pair = copy.deepcopy(as_pair(self.pair))
+        copies: dict[int, Any] = {}
+        store = pyro.get_param_store()
+        # Both together, so that a network's parameters in the store are those of the copied network.
+        pair, self._store = copy.deepcopy((as_pair(self.pair), store.get_state()), copies)
         shape = getattr(pair, "event_shape", None) if self.event_shape is None else self.event_shape
         rows = _numbers(X)
         self.event_shape_ = tuple(rows.shape[1:] if shape is None else shape)
         self.n_features_in_ = prod(rows.shape[1:])
         x = self._rows(rows)
         if self.train is not None:
-            self.train(pair, x)
+            with store.scope({**self._store}):  # parameters that start in here are forgotten
+                _refuse_shared(pair, x[:1], copies)
+            with store.scope(self._store):
+                self.train(pair, x)
         self.pair_ = pair
         self._n_features_out = self._codes(x[:1]).shape[1]
         return self
@@ -100,7 +110,19 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return rows.reshape(len(rows), *self.event_shape_)
 
     def _codes(self, x: torch.Tensor) -> np.ndarray:
-        return encode(self.pair_, x, site=self.site, seed=self.seed).flatten(1).cpu().numpy()
+        with pyro.get_param_store().scope(self._store):
+            return encode(self.pair_, x, site=self.site, seed=self.seed).flatten(1).cpu().numpy()
+
+
+def _refuse_shared(pair: Any, x: torch.Tensor, copies: dict[int, Any]) -> None:
+    """A function is not copied, and so the networks are not that it refers to."""
+    own = {id(value) for value in copies.values()}
+    for module in Evaluation(pair, x).known.modules:
+        if id(module) not in own and [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            raise ValueError(
+                f"pair runs a {type(module).__name__} that a copy of it shares, so that train would change the "
+                "caller's; pass an object whose attributes hold it, such as a Pair, or train first and leave train out"
+            )
 
 
 def _numbers(X: Any) -> torch.Tensor:

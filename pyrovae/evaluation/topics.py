@@ -155,7 +155,7 @@ def npmi(topics: Any, data: Any, *, num_words: int = 10) -> Tensor:
     log 0; also for a word that no document has). The window is the whole document, and nothing is smoothed.
 
     Args:
-        topics: weights (T, V), or indices of words, whole numbers (T, n).
+        topics: weights (T, V), or indices of words, whole numbers (T, n); tensors, arrays or lists.
         data: the reference corpus: counts (N, V), sparse or dense, or `Split`; of `Data` the training split.
         num_words: how many words of each topic, the largest weights; of indices the first ones.
 
@@ -172,10 +172,15 @@ def npmi(topics: Any, data: Any, *, num_words: int = 10) -> Tensor:
     >>> npmi(torch.tensor([[0, 1], [0, 2]]), x)
     tensor([ 1., -1.], dtype=torch.float64)
     """
-    indices = isinstance(topics, Tensor) and not topics.is_floating_point()
-    top = topics[:, :num_words] if indices else _top(topics, num_words)
-    if top.dim() != 2 or top.shape[1] < 2:
-        raise ValueError(f"topics have shape {tuple(top.shape)}; pass two words at least of each, (T, n)")
+    check_whole(num_words=num_words)
+    topics = torch.as_tensor(topics)
+    if topics.dim() != 2 or min(num_words, topics.shape[1]) < 2:
+        raise ValueError(
+            f"topics have shape {tuple(topics.shape)} and num_words is {num_words}; pass two words at least of each, "
+            "(T, n)"
+        )
+    indices = not (topics.is_floating_point() or topics.is_complex() or topics.dtype == torch.bool)
+    top = topics[:, :num_words].long() if indices else _top(topics, num_words)
     x = _counts(data.train if isinstance(data, Data) else data)
     size = x.shape[1]
     if (not indices and _weights("topics", topics).shape[1] != size) or int(top.max()) >= size or int(top.min()) < 0:

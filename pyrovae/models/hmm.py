@@ -47,7 +47,7 @@ class HMM(Pair):
     Source: Rabiner 1989, https://doi.org/10.1109/5.18626
 
     >>> hmm = HMM((3, 2), num_states=4)
-    >>> from pyrovae.objectives import log_weights, posterior_marginals
+    >>> from pyrovae import log_weights, posterior_marginals
     >>> x, lengths = torch.ones(2, 3, 2), torch.tensor([3, 1])
     >>> log_weights(hmm, x, lengths).shape, posterior_marginals(hmm, x, lengths).shape
     (torch.Size([1, 2]), torch.Size([2, 3, 4]))

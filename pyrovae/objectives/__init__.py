@@ -55,12 +55,6 @@ from pyrovae.objectives.path_gradients import (
 from pyrovae.objectives.semi_supervised import (
     SemiSupervised,
 )
-from pyrovae.objectives.states import (
-    pair_marginals,
-    posterior_marginals,
-    state_posterior,
-    viterbi,
-)
 from pyrovae.objectives.structured import (
     StatesSummed,
 )
@@ -125,11 +119,7 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "mean_field_posterior",
-    "pair_marginals",
-    "posterior_marginals",
     "reverse_kl",
-    "state_posterior",
     "stratified",
-    "viterbi",
     "weighted",
 ]

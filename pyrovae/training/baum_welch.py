@@ -15,7 +15,7 @@ __all__ = ["ForwardBackward"]
 
 
 class ForwardBackward(EStep):
-    r"""q is the exact posterior of the hidden path of sequences: `pyrovae.objectives.state_posterior`.
+    r"""q is the exact posterior of the hidden path of sequences: `pyrovae.state_posterior`.
 
     The responsibilities are s, q(s_t), (B, T, S), and s_pairs, q(s_t, s_{t+1}), (B, T - 1, S, S), zeros after the end
     of a sequence. As M-step, `Ascent(steps)` serves any model, `HMM.maximize` is in closed form.
