@@ -247,12 +247,17 @@ def fit_options(cell: Cell, data: Data, schedule: Schedule) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """That of the code that runs, where it is a checkout; "-dirty" at its end where files were changed."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """That of the code that runs, where it is a checkout; "-dirty" at its end where code was changed."""
     try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+        found = _git("rev-parse", "--short", "HEAD")
+        return f"{found}-dirty" if found and _git("status", "--porcelain", "pyrovae", "examples/reproduce") else found
     except OSError:  # there is no git
         return None
+
+
+def _git(*arguments: str) -> str | None:
+    where = Path(__file__).parents[2]
+    return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True).stdout.strip() or None
 
 
 def record_path(name: str, schedule: Schedule, cell: str, seed: int) -> Path:
