@@ -633,17 +633,17 @@ def test_a_plate_that_takes_several_rows_is_walked_and_decodes_fewer(rows):
         assert generate(pair, n, like=x).shape == (n, 2)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 6])
-def test_a_plate_of_fixed_size_that_subsamples_has_its_rows(rows):
-    """The model indexes x by rows of a plate of 6, whatever the rows of `like`."""
+@pytest.mark.parametrize(("size", "rows"), [(6, 1), (6, 4), (6, 6), (300, 6)])
+def test_a_plate_of_fixed_size_that_subsamples_has_its_rows(size, rows):
+    """The model indexes x by rows of a plate of 6 or 300, whatever the rows of `like`."""
 
     def model(x):
-        with pyro.plate("data", 6, subsample_size=2) as chosen:
+        with pyro.plate("data", size, subsample_size=2) as chosen:
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(3 * z, 1.0).to_event(1), obs=x[chosen])
 
     def guide(x):
-        with pyro.plate("data", 6, subsample_size=2) as chosen:
+        with pyro.plate("data", size, subsample_size=2) as chosen:
             pyro.sample("z", dist.Normal(x[chosen] / 2, 1e-9).to_event(1))
 
     pair, x = (model, guide), torch.arange(2.0 * rows).reshape(rows, 2)

@@ -55,12 +55,16 @@ def interpolate(
     with evaluating_first(pair, batch, None, plate=plate, seed=seed) as on:
         name, walked = observed_site(on.known, site), {}
         for walk in [latent_site(on, latent)] if latent else _continuous(on):
-            z = encode(pair, on.batch(len(on.rows)), site=walk["name"], plate=plate, seed=seed)[:rows]
+            z = _codes(pair, on, walk["name"], plate, seed)[:rows]
             fraction = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device)
             line = torch.lerp(z[::2].unsqueeze(1), z[1::2].unsqueeze(1), fraction.reshape(1, -1, *[1] * (z.dim() - 1)))
             walked[walk["name"]] = by_row(line.flatten(0, 1), walk)  # (R * S, L)
         first = torch.arange(0, rows, 2).repeat_interleave(steps)
         return decoded(on, first, walked, at_data(on), name, seed).unflatten(0, (-1, steps))
+
+
+def _codes(pair: Any, on: Evaluation, site: str, plate: str | None, seed: int) -> Tensor:
+    return encode(pair, on.batch(len(on.rows)), site=site, plate=plate, seed=seed, batch_size=on.batch_size)
 
 
 def _continuous(on: Evaluation) -> list[dict[str, Any]]:
@@ -105,7 +109,7 @@ def traverse(
         raise TypeError(f"dims is {dims}, a sequence is wanted; pass dims=[{dims}]")
     with evaluating_first(pair, like, 1, plate=plate, seed=seed) as on:
         at, name = latent_site(on, latent), observed_site(on.known, site)
-        code = encode(pair, on.batch(len(on.rows)), site=at["name"], plate=plate, seed=seed)[0]
+        code = _codes(pair, on, at["name"], plate, seed)[0]
         z = code if z is None else torch.as_tensor(z).to(code)  # of real numbers, for values between whole ones
         if code.dim() != 1:
             raise ValueError(
