@@ -59,7 +59,7 @@ def drawings_of(
     """
     on: dict[str, Any] = {"plate": plate, "seed": seed}
     of_site = {**on, "site": site}
-    batch = first_rows(pair, rows, seed, 10)
+    batch = first_rows(pair, rows, seed, 10)  # all for an autoguide
     known = structure(pair, *batch, plate=plate)
     several = len(set(known.latent) - set(known.enumerated)) > 1
     vocabulary = data.vocabulary if isinstance(data, Data) else None
@@ -74,10 +74,10 @@ def drawings_of(
         return
     yield (
         "reconstructions",
-        lambda: plots.reconstructions(_observed(pair, batch, **of_site), reconstruct(pair, batch, **of_site)),
+        lambda: plots.reconstructions(_observed(pair, batch, **of_site)[:10], reconstruct(pair, batch, **of_site)[:10]),
     )
     yield "samples", lambda: plots.samples(generate(pair, 64, like=batch, **of_site), columns=16)
-    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **of_site))
+    yield "interpolation", lambda: plots.interpolation(interpolate(pair, batch, steps=10, **of_site)[:5])
     yield "traversals", lambda: _traversals(pair, rows, batch, **of_site)
     if _given_labels(known, rows) is not None:
         yield "classes", lambda: _classes(pair, known, rows, batch, **of_site)
@@ -143,7 +143,7 @@ def _traversals(pair: Any, rows: Split | Stream, batch: tuple[Tensor, ...], *, s
     kl = _kl_per_unit(pair, rows, **on)
     dims = kl.argsort(descending=True)[:10].tolist()
     values = torch.linspace(-3, 3, 9)
-    images = traverse(pair, tuple(tensor[:1] for tensor in batch), dims=dims, values=values, site=site, **on)
+    images = traverse(pair, batch, dims=dims, values=values, site=site, **on)
     return plots.traversals(images, [f"z[{dim}], {kl[dim]:.2f} nats" for dim in dims], values=values)
 
 

@@ -292,7 +292,8 @@ def pictures(
     """
     pair, folder = as_pair(pair), Path(folder)
     _, split = held_out(data)
-    rows, labels = fixed_rows(pair, split, seed, EXAMPLES), _labels(split)
+    rows = fixed_rows(pair, split, seed, EXAMPLES)
+    labels = _labels(split, len(rows))
     drawings = [*drawings_of(pair, data, rows, labels, site=site, plate=plate, seed=seed)]
     if history is not None:
         drawings.append(("training_curves", history.plot))
@@ -322,9 +323,9 @@ def draw_all(drawings: Iterable[tuple[str, Callable[[], Any]]], folder: Path) ->
     return drawn, skipped
 
 
-def _labels(split: Any) -> Tensor | None:
-    """What colours the latent scatter."""
-    return split["y"][:EXAMPLES] if isinstance(split, Split) and "y" in split.fields else None
+def _labels(split: Any, count: int) -> Tensor | None:
+    """What colours the latent scatter of the first `count` rows."""
+    return split["y"][:count] if isinstance(split, Split) and "y" in split.fields else None
 
 
 class LatentSpace(Callback):
@@ -363,7 +364,7 @@ class LatentSpace(Callback):
 
         def latents() -> Any:
             z = encode(pair, fixed_rows(pair, self.split, run.seed, EXAMPLES), plate=plate)
-            return plots.latent_scatter(z, _labels(self.split))
+            return plots.latent_scatter(z, _labels(self.split, len(z)))
 
         def decoded() -> Any:
             return plots.manifold(*manifold(pair, like=batch, site=self.site, plate=plate))

@@ -7,10 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal, init_to_value
 
 import pyrovae as pv
+from pyrovae import evaluation as ev
 from pyrovae.objectives import ledger
+from pyrovae.reports import pictures
 
 X = torch.tensor([0.01, 0.02, 0.03])
 
@@ -103,3 +105,90 @@ def test_fit_gives_each_row_its_own_posterior(family, batch_size):
     options = {"max_epochs": 1500, "lr": 0.05, "schedule": decay, "batch_size": batch_size}
     pv.fit((normals, guide), x, **options, seed=0, compile=False, progress=False)
     torch.testing.assert_close(guide.median(x)["z"].detach(), x / 2, atol=0.1, rtol=0)
+
+
+def points(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x)
+
+
+def at_the_data(x, family=AutoDelta):
+    """A guide with z = x, one row for each datum."""
+    pyro.clear_param_store()
+    guide = family(points, init_loc_fn=init_to_value(values={"z": x}))
+    guide(x)
+    return points, guide
+
+
+OF_ROWS = {
+    "active_units": lambda pair, x: ev.active_units(pair, x),
+    "elbo": lambda pair, x: pv.elbo(pair, x),
+    "encode": lambda pair, x: ev.encode(pair, x),
+    "expectation": lambda pair, x: pv.expectation(pair, x, lambda latents: latents["z"], num_samples=2),
+    "interpolate": lambda pair, x: ev.interpolate(pair, x),
+    "log_likelihood": lambda pair, x: pv.log_likelihood(pair, x, num_samples=2),
+    "manifold": lambda pair, x: ev.manifold(pair, 3, like=x),
+    "reconstruct": lambda pair, x: ev.reconstruct(pair, x),
+    "traverse": lambda pair, x: ev.traverse(pair, x),
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+@pytest.mark.parametrize("rows", [slice(3), slice(10, None), [0] * 40])
+def test_other_data_than_the_rows_of_the_guide_are_refused(name, rows):
+    """They had codes, those of other data, or failed with a shape that nobody had passed."""
+    x = torch.arange(40.0).reshape(20, 2)
+    pair, count = at_the_data(x), len(x[rows])
+    with pytest.raises(
+        ValueError, match=rf"the guide has rows for 20 data in its plate 'data', these are {count}; pass"
+    ):
+        OF_ROWS[name](pair, x[rows])
+
+
+def test_a_plate_of_fixed_size_in_the_guide_is_refused_for_other_data():
+    x = torch.arange(40.0).reshape(20, 2)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: x.clone())
+        with pyro.plate("data", 20):
+            pyro.sample("z", dist.Normal(loc, 0.1).to_event(1))
+
+    torch.testing.assert_close(ev.encode((points, guide), x), x)
+    with pytest.raises(ValueError, match="the guide has rows for 20 data in its plate 'data', these are 3"):
+        ev.encode((points, guide), x[:3])
+    with pytest.raises(ValueError, match=r"these are 7; pass all 20 data .* with batch_size=20"):
+        ev.encode((points, guide), x, batch_size=7)
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_walks_and_batches_find_the_row_of_their_datum(count):
+    x = torch.arange(2.0 * count).reshape(count, 2)
+    pair = at_the_data(x)
+    for batch_size in (None, 7, count):
+        assert torch.equal(ev.encode(pair, x, batch_size=batch_size), x)
+    assert ev.traverse(pair, x, dims=[0], values=[0.0]).flatten().tolist() == [0.0, 1.0]
+    assert torch.equal(ev.traverse(pair, x, dims=[1], values=[5.0, 6.0])[0], torch.tensor([[0.0, 5.0], [0.0, 6.0]]))
+    assert torch.equal(ev.interpolate(pair, x, steps=2).flatten(0, 1), x)
+    assert torch.equal(ev.manifold(pair, 2, like=x, extent=1.0)[0][0, 1], torch.tensor([-1.0, 1.0]))
+    for n in (3, 20, 301):
+        assert torch.equal(ev.decode(pair, torch.ones(n, 2), like=x), torch.ones(n, 2))
+        assert ev.generate(pair, n, like=x).unique(dim=0).shape == (n, 2)
+
+
+@pytest.mark.parametrize("max_rows", [1000, None])
+def test_a_check_takes_all_rows_of_an_autoguide(max_rows):
+    """In batches of 1024, or of chosen rows, the guide's rows were those of other data."""
+    x = torch.arange(2400.0).reshape(1200, 2) / 1200
+    checked = pv.check(at_the_data(x), x, "mean", sources="posterior", num_replicates=5, max_rows=max_rows)
+    assert checked.num_rows == 1200
+    (row,) = checked.rows
+    assert row.observed == pytest.approx(x.mean().item(), abs=1e-6)
+    assert (row.replicated - row.observed).abs().max() < 5 * 0.1 / 2400**0.5  # x_rep ~ N(z, 0.1), z = x
+
+
+def test_an_autoguide_is_drawn(tmp_path):
+    x = torch.arange(40.0).reshape(20, 2) / 40
+    drawn, skipped = pictures(at_the_data(x, AutoNormal), x, tmp_path)
+    assert {"reconstructions", "samples", "interpolation", "manifold"} <= {path.stem for path in drawn}
+    assert not any("the guide has rows for" in reason for reason in skipped.values())

@@ -14,7 +14,7 @@ from pyrovae import plots
 from pyrovae.conditionals import Mixed
 from pyrovae.data import Split
 from pyrovae.evaluation import decode, encode, generate, interpolate, manifold, reconstruct, traverse
-from pyrovae.models import VAE, GaussianMixture
+from pyrovae.models import VAE, GaussianMixture, HierarchicalVAE, LadderVAE
 from pyrovae.models.base import Pair
 
 FOUR = 4  # standard errors
@@ -370,6 +370,163 @@ def test_the_manifold_is_a_grid_of_decoded_points(pair):
         manifold(pair, 1, like=pair.sample(2))
 
 
+def two_latents(x):
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        b = pyro.sample("b", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(torch.cat([a, b], -1), 0.1).to_event(1), obs=x)
+
+
+def at_its_halves(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Normal(x[:, :2], 1e-6).to_event(1))
+        pyro.sample("b", dist.Normal(x[:, 2:], 1e-6).to_event(1))
+
+
+def test_walks_keep_the_other_latents_of_the_datum():
+    """They were drawn from the prior, anew at each point."""
+    pair, x = (two_latents, at_its_halves), torch.arange(1.0, 9.0, dtype=torch.float64).reshape(2, 4)
+    near = partial(torch.testing.assert_close, rtol=0, atol=1e-4)
+    near(traverse(pair, x, dims=[0], values=[0.0] * 4)[0], x.new_tensor([[0, 2, 3, 4]]).expand(4, 4))
+    near(traverse(pair, x, latent="b", dims=[1], values=[0.0, 9.0])[0], x.new_tensor([[1, 2, 3, 0], [1, 2, 3, 9]]))
+    grid, _ = manifold(pair, 2, like=x[1:], extent=1.0)
+    near(grid.flatten(0, 1), x.new_tensor([[-1, -1, 7, 8], [-1, 1, 7, 8], [1, -1, 7, 8], [1, 1, 7, 8]]))
+    near(interpolate(pair, x, steps=3)[0], torch.stack([x[0], x.mean(0), x[1]]))
+    near(interpolate(pair, x, steps=2, latent="b")[0], x.new_tensor([[1, 2, 3, 4], [1, 2, 7, 8]]))
+
+
+def test_latents_below_the_walked_one_are_drawn_with_the_same_noise():
+    """z1 = 3 z2 + 1 + 0.1 e, x = 2 z1: at all points with one e, for the model of it alone."""
+    pair, x = (hierarchical_model, bottom_up), torch.tensor([[1.0, -2.0], [5.0, 3.0]], dtype=torch.float64)
+    same = traverse(pair, x, dims=[0], values=[0.0] * 4)[0]
+    assert torch.equal(same, same[:1].expand(4, 2))
+    walk = traverse(pair, x, dims=[0, 1], values=[-1.0, 0.0, 2.0], z=torch.zeros(2))
+    noise = walk[0, 1] - 2
+    assert (noise.abs() < 2 * FOUR * 0.1).all()
+    assert (noise != 0).all()
+    steps = x.new_tensor([-1, 0, 2])
+    torch.testing.assert_close(walk[0], torch.stack([6 * steps, 0 * steps], 1) + 2 + noise)
+    torch.testing.assert_close(walk[1], torch.stack([0 * steps, 6 * steps], 1) + 2 + noise)
+    grid, _ = manifold(pair, 12, like=x, extent=1.0)  # more points than a batch has rows
+    corner = grid[0, 0]
+    torch.testing.assert_close(grid[11, 11], corner + 12)
+    z1 = encode(pair, x, site="z1")
+    torch.testing.assert_close(interpolate(pair, x, steps=2)[0], 2 * z1)  # x depends on z1 alone, which has a code
+
+
+def chained(x):
+    """Noise below c, which depends on z; a and what c depends on beside z are held."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        c = pyro.sample("c", dist.Bernoulli((z[..., 0] > 0).to(x.dtype)))
+        d = pyro.sample("d", dist.Normal(10 * c, 1e-9))
+        pyro.sample("x", dist.Normal(torch.stack([a, z[..., 0], c, d], -1), 1.0).to_event(1), obs=x)
+
+
+def of_chained(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Normal(x[:, 0], 1e-9))
+        pyro.sample("z", dist.Normal(x[:, 1:2], 1e-9).to_event(1))
+        pyro.sample("c", dist.Bernoulli(x[:, 2]))
+        pyro.sample("d", dist.Normal(x[:, 3], 1e-9))
+
+
+def test_what_depends_on_the_walked_latent_through_another_moves_too():
+    x = torch.tensor([[7.0, 3.0, 1.0, 10.0]], dtype=torch.float64)
+    walk = traverse((chained, of_chained), x, latent="z", values=[-2.0, 2.0])[0]
+    torch.testing.assert_close(walk, x.new_tensor([[7, -2, 0, 0], [7, 2, 1, 10]]), rtol=0, atol=1e-6)
+
+
+def test_a_latent_whose_support_the_walk_takes_away_is_drawn_anew():
+    """u ~ Uniform(z, z + 1)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            u = pyro.sample("u", dist.Uniform(z[..., 0], z[..., 0] + 1))
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x[:, None], 0.1).to_event(1))
+            pyro.sample("u", dist.Uniform(z[..., 0], z[..., 0] + 1))
+
+    walk = traverse((model, guide), torch.zeros(1), values=[-50.0, 0.0, 50.0])[0]
+    torch.testing.assert_close(walk - walk[1], torch.tensor([-50.0, 0.0, 50.0]), rtol=0, atol=1e-4)
+    assert 0 < walk[1] < 1
+
+
+@pytest.mark.parametrize("family", [LadderVAE, HierarchicalVAE])
+def test_the_top_of_a_ladder_is_seen(family):
+    pyro.set_rng_seed(0)
+    pair, x = family(8, latent_dims=(4, 2), hidden=(16,)), torch.rand(3, 8).round()
+    noise = traverse(pair, x, dims=[0], values=[0.0] * 7)[0].std(0).max()
+    walk = traverse(pair, x, dims=[0])[0].std(0).max()
+    assert noise == 0
+    assert walk > 0.01
+
+
+def test_a_latent_that_the_model_sums_is_drawn_given_the_datum():
+    """c of x = 100 c, which the prior has as 0 nearly always."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            probabilities = x.new_tensor([1 - 1e-6, 1e-6])
+            c = pyro.sample("c", dist.Categorical(probabilities), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + 100.0 * c[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 0.1).expand([len(x), 2]).to_event(1))
+
+    x = torch.full((1, 2), 100.0, dtype=torch.float64)
+    grid, _ = manifold((model, guide), 3, like=x, extent=1.0)
+    torch.testing.assert_close(grid[1], x.new_tensor([[100, 99], [100, 100], [100, 101]]))
+
+
+def test_points_without_a_mean_have_the_same_noise():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Cauchy(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    walk = traverse((model, guide), torch.zeros(1, 2), z=torch.zeros(2), dims=[0], values=[0.0, 3.0])[0]
+    torch.testing.assert_close(walk[1] - walk[0], torch.tensor([3.0, 0.0]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("subsample_size", [None, 4])
+def test_latents_that_all_data_share_have_one_value(subsample_size):
+    """The guide's in decode and on walks, one of the prior in generate: there was another one for each batch."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 10.0))
+        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z * w, 0.1).to_event(1), obs=x[rows])
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(x.new_tensor(2.0), 0.01))
+        with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.1).to_event(1))
+
+    pair, x = (model, guide), torch.ones(300, 1, dtype=torch.float64)
+    for batch_size in (None, 50):
+        slopes = decode(pair, torch.ones(300, 1), like=x, batch_size=batch_size)
+        assert (slopes == slopes[0]).all()
+        assert abs(slopes[0] - 2) < FOUR * 0.01
+        ones = generate(pair, 300, like=x, fixed={"z": torch.ones(1, 1)}, batch_size=batch_size)
+        assert (ones == ones[0]).all()
+        assert abs(ones[0] - 2) > FOUR * 0.01
+    walk = traverse(pair, x, values=[0.0, 1.0, 2.0]).flatten()
+    torch.testing.assert_close(walk, 2 * x.new_tensor([0, 1, 2]), rtol=FOUR * 0.005, atol=0)
+
+
 # Any pair, any data --------------------------------------------------------------------------------------------------
 
 
@@ -476,6 +633,31 @@ def test_a_plate_that_takes_several_rows_is_walked_and_decodes_fewer(rows):
         assert generate(pair, n, like=x).shape == (n, 2)
 
 
+@pytest.mark.parametrize(("size", "rows"), [(6, 1), (6, 4), (6, 6), (300, 6)])
+def test_a_plate_of_fixed_size_that_subsamples_has_its_rows(size, rows):
+    """The model indexes x by rows of a plate of 6 or 300, whatever the rows of `like`."""
+
+    def model(x):
+        with pyro.plate("data", size, subsample_size=2) as chosen:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(3 * z, 1.0).to_event(1), obs=x[chosen])
+
+    def guide(x):
+        with pyro.plate("data", size, subsample_size=2) as chosen:
+            pyro.sample("z", dist.Normal(x[chosen] / 2, 1e-9).to_event(1))
+
+    pair, x = (model, guide), torch.arange(2.0 * rows).reshape(rows, 2)
+    for n in (1, 2, 3, 7):
+        z = torch.arange(2.0 * n).reshape(n, 2)
+        torch.testing.assert_close(decode(pair, z, like=x), 3 * z)
+        torch.testing.assert_close(generate(pair, n, like=x, fixed={"z": z}), 3 * z)
+        assert generate(pair, n, like=x).unique(dim=0).shape == (n, 2)
+    torch.testing.assert_close(traverse(pair, x, values=[-1.0])[:, 0], torch.tensor([[-3.0, 1.5], [0.0, -3.0]]))
+    torch.testing.assert_close(manifold(pair, 2, like=x, extent=1.0)[0][0, 1], torch.tensor([-3.0, 3.0]))
+    if rows > 1:
+        torch.testing.assert_close(interpolate(pair, x, steps=2).flatten(0, 1), 1.5 * x, rtol=0, atol=1e-5)
+
+
 def test_rows_are_added_only_where_a_plate_wants_them(pair):
     seen = []
 
@@ -523,3 +705,38 @@ def test_bad_input_is_told(pair):
         encode(pair, x, batch_size="7")
     with pytest.raises(ValueError, match=r"site='z' is no observed site; pass site= with one of \['x'\]"):
         reconstruct(pair, x, site="z")
+
+
+def test_scalars_and_unknown_classes_are_told():
+    """These raised "len() of a 0-d tensor", "'int' object is not iterable" and an IndexError."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(x.new_ones(2)))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + x.new_tensor([0.0, 10.0])[c], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(x.new_ones(2)))
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    scalar, x = (model, guide), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"latent 'z' has shape \(\), a traversal takes \(L,\)"):
+        traverse(scalar, x)
+    with pytest.raises(ValueError, match=r"fixed\['z'\] has shape \(\), latent 'z' \(4\); pass that shape, or one row"):
+        generate(scalar, 4, like=x, fixed={"z": torch.tensor(1.0)})
+    for call in (
+        lambda c: generate(scalar, 1, like=x, fixed={"c": c}),
+        lambda c: decode(scalar, c, like=x, latent="c"),
+    ):
+        with pytest.raises(ValueError, match=r"has \[7\], the classes of 'c' are 0 to 1; pass numbers of these"):
+            call(torch.tensor([7]))
+        assert call(torch.tensor([1])) > 5
+    pair = LinearGaussian()
+    with pytest.raises(TypeError, match=r"dims is 1, a sequence is wanted; pass dims=\[1\]"):
+        traverse(pair, pair.sample(2), dims=1)
+    with pytest.raises(ValueError, match=r"dims is \[0\] and z has shape \(3,\), latent 'z' \(2,\)"):
+        traverse(pair, pair.sample(2), dims=[0], z=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"values is \[\], one number at least is wanted"):
+        traverse(pair, pair.sample(2), values=[])

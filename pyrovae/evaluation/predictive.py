@@ -12,15 +12,16 @@ What a site "gives" is the mean of its distribution where that is defined and fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyrovae.evaluation.running import Evaluation, check_counts, cycled, evaluating, repeating
+from pyrovae.evaluation.points import Values, by_row, posterior_trace, shared, values_at
+from pyrovae.evaluation.running import Evaluation, check_counts, cycled, evaluating, evaluating_first
 from pyrovae.evaluation.sites import (
     given,
     guide_traces,
@@ -29,9 +30,7 @@ from pyrovae.evaluation.sites import (
     mean_of,
     observed_site,
     rows_first,
-    summed_sites,
 )
-from pyrovae.models.base import PairLike, Structure, random_sites
 from pyrovae.objectives.dreams import uncondition
 
 __all__ = ["decode", "encode", "generate", "reconstruct"]
@@ -113,7 +112,7 @@ def reconstruct(
         for run, batch, _ in on:
             total: Any = 0
             for _ in range(num_samples):
-                at = _posterior_trace(run, batch, on.known).nodes[name]
+                at = posterior_trace(run, batch, on.known).nodes[name]
                 if num_samples > 1 and mean_of(at) is None:
                     raise ValueError(
                         f"num_samples is {num_samples} and site {name!r} has no finite mean, so that draws of it would "
@@ -123,17 +122,6 @@ def reconstruct(
                 total = total + value
             parts.append(value if num_samples == 1 else total / num_samples)
         return on.join(parts)
-
-
-def _posterior_trace(run: PairLike, batch: Sequence[Any], known: Structure) -> Trace:
-    """The model's trace at latents drawn from the guide."""
-    guide_trace = poutine.trace(run.guide).get_trace(*batch)
-    sampled = {s["name"]: s["value"] for s in random_sites(guide_trace) if not s["is_observed"]}
-    latents = {name: sampled[name] for name in known.latent if name in sampled}
-    if summed := set(known.enumerated) & set(known.latent) - set(latents):
-        model = poutine.condition(run.model, data=latents)
-        latents |= summed_sites(model, batch, summed, known.max_plate_nesting)
-    return poutine.trace(poutine.condition(run.model, data=latents)).get_trace(*batch)
 
 
 def generate(
@@ -150,8 +138,8 @@ def generate(
 ) -> Tensor:
     """What the model generates: z ~ p(z), and the mean of p(x | z) or a draw of x.
 
-    No site is observed, so that of `like` only the shape of x counts; a tensor that the model
-    takes as an input, such as a label to condition on, is used as it is.
+    Latents that all data share are drawn once. No site is observed, so that of `like` only the shape of x counts; a
+    tensor that the model takes as an input, such as a label to condition on, is used as it is.
 
     Args:
         pair, plate, seed, batch_size: see `evaluating`.
@@ -167,8 +155,8 @@ def generate(
         (n, *event).
 
     Raises:
-        ValueError: for a fixed site that is no latent of the model, or a value of another shape; for a latent with a
-            flat prior that is not fixed.
+        ValueError: for a fixed site that is no latent of the model, a value of another shape, or a class that it does
+            not have; for a latent with a flat prior that is not fixed.
 
     >>> from pyrovae.models import LadderVAE
     >>> ladder, x = LadderVAE(8, latent_dims=(4, 2), hidden=(16,)), torch.ones(3, 8)
@@ -176,39 +164,62 @@ def generate(
     torch.Size([5, 8])
     """
     check_counts(num_samples=num_samples)
-    with repeating(pair, like, num_samples, plate=plate, seed=seed, batch_size=batch_size) as on:
+    with evaluating_first(pair, like, num_samples, plate=plate, seed=seed) as on:
         name = observed_site(on.known, site)
         if not set(on.known.improper) <= set(fixed or {}):
             on.known.refuse_improper()
-        values = _fixed_values(on, num_samples, dict(fixed or {}))
-        parts = []
-        for run, batch, covered in on:
-            model = uncondition(run.model)
-            if values:
-                data = {s: value[covered].movedim(0, dim) for s, (value, dim) in values.items()}
-                model = poutine.condition(model, data=data)
-            parts.append(given(poutine.trace(model).get_trace(*batch).nodes[name], sample))
-        return on.join(parts)[:num_samples]
+        values: dict[str, Values] = {}
+        if fixed or on.known.global_latent:
+            trace = poutine.trace(uncondition(on.pair.model)).get_trace(*on.batch())
+            checked = [_fixed(trace.nodes, on, num_samples, *item) for item in dict(fixed or {}).items()]
+            values = shared(trace, on.known) | dict(checked)
+        return _generated(on, num_samples, values, name, sample, batch_size, observed=False)
 
 
-def _fixed_values(on: Evaluation, rows: int, fixed: dict[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
-    """Values of latents for each row, and the dim of the data plate in what the site takes."""
-    if not fixed:
-        return {}
-    trace = poutine.trace(uncondition(on.pair.model)).get_trace(*on.batch())
-    values = {}
-    for name, value in fixed.items():
-        if name not in on.known.latent or name in on.known.global_latent:
-            raise ValueError(f"fixed has {name!r}, which is no latent of each datum; name among {on.known.latent}")
-        at = trace.nodes[name]
-        wanted = rows_first(at["value"], at)
-        if not isinstance(value, Tensor) or value.shape[1:] != wanted.shape[1:] or len(value) not in (1, rows):
-            got = tuple(value.shape) if isinstance(value, Tensor) else value
-            shape = ", ".join([str(rows), *map(str, wanted.shape[1:])])
-            raise ValueError(f"fixed[{name!r}] has shape {got}, latent {name!r} ({shape}); pass that shape, or one row")
-        value = cycled(value.to(wanted.device, wanted.dtype), len(on.rows))
-        values[name] = value, value.dim() - at["fn"].event_dim - 1
-    return values
+def _fixed(nodes: Any, on: Evaluation, rows: int, name: str, value: Any) -> tuple[str, Values]:
+    """A latent and its checked values for each row."""
+    if name not in on.known.latent or name in on.known.global_latent:
+        raise ValueError(f"fixed has {name!r}, which is no latent of each datum; name among {on.known.latent}")
+    at = nodes[name]
+    wanted = rows_first(at["value"], at)
+    got = tuple(value.shape) if isinstance(value, Tensor) else value
+    if not isinstance(got, tuple) or got[1:] != wanted.shape[1:] or got[:1] not in ((1,), (rows,)):
+        shape = ", ".join([str(rows), *map(str, wanted.shape[1:])])
+        raise ValueError(f"fixed[{name!r}] has shape {got}, latent {name!r} ({shape}); pass that shape, or one row")
+    _refuse_unknown_classes(f"fixed[{name!r}]", value, at)
+    return name, by_row(value.to(wanted.device, wanted.dtype), at)
+
+
+def _refuse_unknown_classes(what: str, value: Tensor, site: dict[str, Any]) -> None:
+    support = site["fn"].support if is_discrete(site) else None
+    if isinstance(support, constraints.integer_interval) and not support.check(value.to(site["value"].device)).all():
+        first, last = int(support.lower_bound), int(support.upper_bound)
+        raise ValueError(
+            f"{what} has {sorted(set(value.flatten().tolist()))}, the classes of {site['name']!r} are {first} to "
+            f"{last}; pass numbers of these"
+        )
+
+
+def _generated(
+    on: Evaluation,
+    count: int,
+    values: dict[str, Values],
+    site: str,
+    sample: bool,
+    batch_size: int | None,
+    *,
+    observed: bool,
+) -> Tensor:
+    """What a site gives on `count` rows, those of `on` over and over, at values of latents."""
+    tensors = tuple(cycled(tensor, count) for tensor in on.batch(len(on.rows)))
+    rows = on.on_rows(tensors, batch_size)
+    values = {s: v if v.dim is None else Values(cycled(v.value, len(rows.rows)), v.dim) for s, v in values.items()}
+    parts = []
+    for run, batch, covered in rows:
+        model = run.model if observed else uncondition(run.model)
+        model = poutine.condition(model, data=values_at(values, covered))
+        parts.append(given(poutine.trace(model).get_trace(*batch).nodes[site], sample))
+    return rows.join(parts)[:count]
 
 
 def decode(
@@ -225,6 +236,8 @@ def decode(
 ) -> Tensor:
     """The mean of p(x | z) at given z; other latents as the model draws them, other observed sites as in `like`.
 
+    Latents that all data share are drawn from the guide, once.
+
     Args:
         pair, plate, seed, batch_size: see `evaluating`.
         z: values of the latent, shaped as `encode` returns them: (N, L) for a vector.
@@ -237,20 +250,18 @@ def decode(
         (N, *event).
 
     Raises:
-        ValueError: if z does not have the latent's shape.
+        ValueError: if z does not have the latent's shape, or holds a class that it does not have.
     """
     if not isinstance(z, Tensor) or z.dim() == 0 or len(z) == 0:
         raise ValueError(f"z is {z!r}, a tensor with one row at least is wanted; pass shape (N, L)")
-    with repeating(pair, like, len(z), plate=plate, seed=seed, batch_size=batch_size) as on:
+    with evaluating_first(pair, like, len(z), plate=plate, seed=seed) as on:
         name, at = observed_site(on.known, site), latent_site(on, latent)
         wanted = rows_first(at["value"], at)
         if z.shape[1:] != wanted.shape[1:]:
             shape = ", ".join(["N", *map(str, wanted.shape[1:])])
             raise ValueError(f"z has shape {tuple(z.shape)}, latent {at['name']!r} ({shape}); pass that shape")
-        points = cycled(z.to(wanted.device, wanted.dtype), len(on.rows))
-        parts = []
-        for run, batch, covered in on:
-            value = points[covered].movedim(0, z.dim() - at["fn"].event_dim - 1)
-            model = poutine.condition(run.model, data={at["name"]: value})
-            parts.append(given(poutine.trace(model).get_trace(*batch).nodes[name], sample))
-        return on.join(parts)[: len(z)]
+        _refuse_unknown_classes("z", z, at)
+        values = {at["name"]: by_row(z.to(wanted.device, wanted.dtype), at)}
+        if on.known.global_latent:
+            values |= shared(posterior_trace(on.pair, on.batch(), on.known), on.known)
+        return _generated(on, len(z), values, name, sample, batch_size, observed=True)

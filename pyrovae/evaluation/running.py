@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,10 +27,10 @@ __all__ = [
     "check_counts",
     "cycled",
     "evaluating",
+    "evaluating_first",
     "first_rows",
     "fixed_rows",
     "held_out",
-    "repeating",
 ]
 
 BUDGET = 2**22  # numbers of data and latents that are worked on at once; activations take a few times as many
@@ -55,20 +56,23 @@ def fixed_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> Spl
         pair: see `pyrovae.as_pair`.
         data: what `pyrovae.data.match` takes; of `Data` the split that `held_out` gives.
         seed: of the transform: each row comes out alike, whatever is done with it.
-        count: only the first rows; of a Stream there are always all.
+        count: only the first rows; of a Stream there are always all, and for an autoguide, which has a row of
+            parameters for each.
     """
-    rows = match(held_out(data)[1], as_pair(pair).model)
+    pair = as_pair(pair)
+    rows = match(held_out(data)[1], pair.model)
     if isinstance(rows, Stream):
         return rows
-    return rows.fixed(seed) if count is None else rows.fixed(seed).subset(slice(count))
+    all_rows = count is None or isinstance(pair.guide, AutoGuide)
+    return rows.fixed(seed) if all_rows else rows.fixed(seed).subset(slice(count))
 
 
 def first_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> tuple[Tensor, ...]:
-    """The first `count` rows that `fixed_rows` gives, or all, as one batch where the pair is, in its dtype."""
+    """The rows that `fixed_rows` gives, of a Stream the first `count`, as one batch where the pair is, in its dtype."""
     pair = as_pair(pair)
     rows = fixed_rows(pair, data, seed, count)
     with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
-        batch = next(rows.sequential(count or len(rows)))
+        batch = next(rows.sequential(count or len(rows) if isinstance(rows, Stream) else len(rows)))
     return _at_home(batch, *home(pair))
 
 
@@ -81,13 +85,17 @@ class Evaluation:
 
     Args:
         pair, data, plate, seed, batch_size, particles: see `evaluating`.
-        max_rows: take at most this many rows, chosen by `seed`.
+        max_rows: take at most this many rows, chosen by `seed`; all of them, where the guide is an autoguide.
 
     Attributes:
         pair: the pair.
         rows: the data.
         known: the pair's structure on their first rows.
         batch_size: rows at once.
+        subsamples: whether the model subsamples by itself.
+
+    Raises:
+        ValueError: also where the guide has a row of parameters for each of other data.
     """
 
     def __init__(
@@ -103,17 +111,38 @@ class Evaluation:
     ):
         self.pair: PairLike = as_pair(pair)
         check_counts(batch_size=batch_size, max_rows=max_rows)
-        self.rows = _chosen(fixed_rows(self.pair, data, seed), max_rows, seed)
-        if batch_size is None:
-            fitting = max(1, BUDGET // (particles * max(1, math.prod(self.rows.event_shape))))
-            batch_size = len(self.rows) if isinstance(self.pair.guide, AutoGuide) else min(ROWS, fitting)
-        self.batch_size = min(batch_size, len(self.rows))
+        takes_all = isinstance(self.pair.guide, AutoGuide)  # which has a row of parameters for each of these data
+        self.rows = _chosen(fixed_rows(self.pair, data, seed), None if takes_all else max_rows, seed)
+        self.batch_size = len(self.rows) if takes_all else self._rows_at_once(batch_size, particles)
         self.device, self.dtype = home(self.pair)
         self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
-        with self.ready(seed):
+        plates = _Plates()
+        with self.ready(seed), plates:
             self.known = structure(self.pair, *self.batch(), plate=plate)
         self.modules += self.known.modules
-        self.subsamples = self.known.rows < self.batch_size
+        self.subsamples = self.known.rows < self.batch_size or self.known.plate in plates.sizes
+        self._check_rows_of_guide()
+
+    def _rows_at_once(self, batch_size: int | None, particles: int = 1) -> int:
+        fitting = max(1, BUDGET // (particles * max(1, math.prod(self.rows.event_shape))))
+        return min(min(ROWS, fitting) if batch_size is None else batch_size, len(self.rows))
+
+    def _check_rows_of_guide(self) -> None:
+        """Refuse a guide whose rows are those of other data: its codes would be those data's."""
+        size, rows = self.known.guide_size, self.batch_size
+        if size is not None and rows not in (size, self.known.rows):
+            raise ValueError(
+                f"the guide has rows for {size} data in its plate {self.known.plate!r}, these are {rows}; pass all "
+                f"{size} data that it was fitted to, in their order and with batch_size={size}"
+            )
+
+    def on_rows(self, tensors: tuple[Tensor, ...], batch_size: int | None = None) -> Evaluation:
+        """The same model on other rows, over and over where its plate takes more; the guide may have none for them."""
+        least = self.known.size if self.subsamples else 1
+        other = copy.copy(self)
+        other.rows = match(tuple(cycled(tensor, max(least, len(tensor))) for tensor in tensors), self.pair.model)
+        other.batch_size = other._rows_at_once(batch_size)
+        return other
 
     @contextlib.contextmanager
     def ready(self, seed: int) -> Iterator[None]:
@@ -176,8 +205,8 @@ def evaluating(
             split. The transform of a Split is applied once, drawn from `seed`.
         plate: name of the data plate, where it is not plain.
         seed: of all draws.
-        batch_size: rows at once. Default: 128, or fewer so that `BUDGET` bounds rows x particles x size of a datum;
-            all, where the guide is an autoguide.
+        batch_size: rows at once. Default: 128, or fewer so that `BUDGET` bounds rows x particles x size of a datum.
+            An autoguide takes all rows at once, whatever this is.
         particles: how many are to be drawn at once.
 
     Raises:
@@ -189,38 +218,45 @@ def evaluating(
 
 
 @contextlib.contextmanager
-def repeating(
-    pair: Any, like: Any, count: int, *, plate: str | None = None, seed: int = 0, batch_size: int | None = None
+def evaluating_first(
+    pair: Any, like: Any, count: int | None, *, plate: str | None = None, seed: int = 0
 ) -> Iterator[Evaluation]:
-    """`evaluating` on `count` rows, those of `like` over and over; on more rows where a plate subsamples more."""
+    """`evaluating` on the first `count` rows of `like`, or all; on all for an autoguide, see `fixed_rows`.
+
+    Where a plate subsamples from more rows than these, they are repeated.
+    """
     batch = first_rows(pair, like, seed, count)
-    wanted = _Subsampled()
-
-    def on_rows(rows: int) -> Evaluation:
-        repeated = tuple(cycled(tensor, rows) for tensor in batch)
-        return Evaluation(pair, repeated, plate=plate, seed=seed, batch_size=batch_size)
-
+    rows, plates = len(batch[0]), _Plates()
     try:
-        with wanted:
-            on = on_rows(count)
+        with plates:
+            on = Evaluation(pair, batch, plate=plate, seed=seed)
+        wanted = plates.sizes.get(on.known.plate, 0)
     except ValueError:
-        if wanted.rows <= count:
+        wanted = max(plates.sizes.values(), default=0)
+        if wanted <= rows:
             raise
-        on = on_rows(wanted.rows)
+    if wanted > rows:  # on fewer the model runs or not, as the indices fall
+        batch = tuple(cycled(tensor, wanted) for tensor in batch)
+        on = Evaluation(pair, batch, plate=plate, seed=seed, batch_size=wanted)
     with on.ready(seed):
         yield on
 
 
-class _Subsampled(Messenger):
-    """Notes how many rows plates take at once, also that of which they have fewer and fail."""
+class _Plates(Messenger):
+    """Notes which plates subsample by themselves, and from how many rows, also where they have fewer and fail.
+
+    The model runs after the guide, and what it says of a plate counts: an autoguide's are of a size of their own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = 0
+        self.sizes: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
-            self.rows = max(self.rows, msg["fn"].subsample_size or 0)
+            self.sizes.pop(msg["name"], None)
+            if msg["fn"].subsample_size is not None:
+                self.sizes[msg["name"]] = max(msg["fn"].size, msg["fn"].subsample_size)
 
 
 def cycled(tensor: Tensor, count: int) -> Tensor:

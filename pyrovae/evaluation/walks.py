@@ -1,4 +1,9 @@
-"""Walks in latent space: lines between data, one dimension at a time, and a grid over two."""
+"""Walks in latent space: lines between data, one dimension at a time, and a grid over two.
+
+On a walk nothing else changes: the other latents keep one draw given the datum, of the guide or, where the model sums
+them, of p(c | x, z). Those whose distribution in the model depends on what is walked, as z1 on z2 of a ladder, are
+drawn from it, with the same noise at each point.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae.evaluation.predictive import decode, encode
-from pyrovae.evaluation.running import check_counts, first_rows, repeating
+from pyrovae.evaluation.points import at_data, by_row, decoded
+from pyrovae.evaluation.predictive import encode
+from pyrovae.evaluation.running import Evaluation, check_counts, evaluating_first, first_rows
+from pyrovae.evaluation.sites import is_discrete, latent_site, observed_site, rows_first
 
 __all__ = ["interpolate", "manifold", "traverse"]
 
@@ -25,12 +32,14 @@ def interpolate(
     plate: str | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """What lies between data: z on straight lines between the codes of rows 0 and 1, 2 and 3, ..., decoded.
+    """What lies between data: latents on straight lines between the codes of rows 0 and 1, 2 and 3, ..., decoded.
 
     Args:
         pair, data, plate, seed: see `evaluating`; an odd last row is left out.
         steps: points on each line S, both ends included.
-        latent, site: see `decode`; where the model takes more than x, each line has the inputs of its first row.
+        latent: walk this one only. Default: all continuous ones of a datum. The others are those of each line's first
+            row, and so is what the model takes beside x.
+        site: see `decode`.
 
     Returns:
         (R, S, *event), as `pyrovae.plots.interpolation` takes it.
@@ -40,15 +49,30 @@ def interpolate(
     """
     check_counts(steps=steps)
     batch = first_rows(pair, data, seed)
-    if len(batch[0]) < 2 or steps < 2:
+    rows = len(batch[0]) // 2 * 2
+    if rows < 2 or steps < 2:
         raise ValueError(f"data has {len(batch[0])} rows and steps is {steps}; pass two of each at least")
-    batch = tuple(tensor[: len(tensor) // 2 * 2] for tensor in batch)
-    z = encode(pair, batch, site=latent, plate=plate, seed=seed)
-    fraction = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device).reshape(1, steps, *[1] * (z.dim() - 1))
-    line = torch.lerp(z[::2].unsqueeze(1), z[1::2].unsqueeze(1), fraction)  # (R, S, L)
-    like = tuple(tensor[::2].repeat_interleave(steps, 0) for tensor in batch)
-    images = decode(pair, line.flatten(0, 1), like=like, latent=latent, site=site, plate=plate, seed=seed)
-    return images.unflatten(0, (-1, steps))
+    with evaluating_first(pair, batch, None, plate=plate, seed=seed) as on:
+        name, walked = observed_site(on.known, site), {}
+        for walk in [latent_site(on, latent)] if latent else _continuous(on):
+            z = _codes(pair, on, walk["name"], plate, seed)[:rows]
+            fraction = torch.linspace(0, 1, steps, dtype=z.dtype, device=z.device)
+            line = torch.lerp(z[::2].unsqueeze(1), z[1::2].unsqueeze(1), fraction.reshape(1, -1, *[1] * (z.dim() - 1)))
+            walked[walk["name"]] = by_row(line.flatten(0, 1), walk)  # (R * S, L)
+        first = torch.arange(0, rows, 2).repeat_interleave(steps)
+        return decoded(on, first, walked, at_data(on), name, seed).unflatten(0, (-1, steps))
+
+
+def _codes(pair: Any, on: Evaluation, site: str, plate: str | None, seed: int) -> Tensor:
+    return encode(pair, on.batch(len(on.rows)), site=site, plate=plate, seed=seed, batch_size=on.batch_size)
+
+
+def _continuous(on: Evaluation) -> list[dict[str, Any]]:
+    """The continuous latents that the guide samples for each datum."""
+    first = latent_site(on)  # says so, if there is none
+    names = [name for name in on.known.latent if name not in {first["name"], *on.known.global_latent}]
+    others = [latent_site(on, name) for name in names if name not in on.known.enumerated]
+    return [first, *(site for site in others if not is_discrete(site))]
 
 
 def traverse(
@@ -65,9 +89,11 @@ def traverse(
 ) -> Tensor:
     """What each dimension of z does: z of one datum with one of its numbers replaced, decoded.
 
+    The other latents keep a draw given that datum, and the noise of those below is the same at each point.
+
     Args:
         pair, plate, seed: see `evaluating`.
-        like: data, of which the first row is taken.
+        like: data, of which the first row is taken; all that a guide was fitted to that has a row for each.
         z: where to start, (L,). Default: the code of that row.
         dims: which numbers of z to replace. Default: each.
         values: by what, S of them. Default: -3, -2, ..., 3.
@@ -77,20 +103,33 @@ def traverse(
         (len(dims), S, *event), as `pyrovae.plots.traversals` takes it.
 
     Raises:
-        ValueError: if z is not a vector, or has no such dimension.
+        TypeError, ValueError: if z is not a vector of the latent's length, or has no such dimension.
     """
-    batch = _first_row(pair, like, plate, seed)
-    z = encode(pair, batch, site=latent, plate=plate, seed=seed)[0] if z is None else torch.as_tensor(z)
-    z = z if z.is_floating_point() else z.to(torch.get_default_dtype())  # for values between whole numbers
-    dims = list(range(len(z))) if dims is None else list(dims)
-    if z.dim() != 1 or not dims or not all(0 <= dim < len(z) for dim in dims):
-        raise ValueError(f"dims is {dims} and z has shape {tuple(z.shape)}; pass dims of a z of shape (L,)")
-    steps = torch.as_tensor(range(-3, 4) if values is None else values).to(z).flatten()
-    points = z.repeat(len(dims), len(steps), 1)  # (dims, S, L)
-    for row, dim in enumerate(dims):
-        points[row, :, dim] = steps
-    images = decode(pair, points.flatten(0, 1), like=batch, latent=latent, site=site, plate=plate, seed=seed)
-    return images.unflatten(0, (len(dims), len(steps)))
+    if isinstance(dims, int):
+        raise TypeError(f"dims is {dims}, a sequence is wanted; pass dims=[{dims}]")
+    with evaluating_first(pair, like, 1, plate=plate, seed=seed) as on:
+        at, name = latent_site(on, latent), observed_site(on.known, site)
+        code = _codes(pair, on, at["name"], plate, seed)[0]
+        z = code if z is None else torch.as_tensor(z).to(code)  # of real numbers, for values between whole ones
+        if code.dim() != 1:
+            raise ValueError(
+                f"latent {at['name']!r} has shape {tuple(code.shape)}, a traversal takes (L,); pass latent="
+            )
+        dims = list(range(z.numel())) if dims is None else list(dims)
+        if z.shape != code.shape or not dims or not all(0 <= dim < len(z) for dim in dims):
+            raise ValueError(
+                f"dims is {dims} and z has shape {tuple(z.shape)}, latent {at['name']!r} {tuple(code.shape)}; "
+                "pass dims of a z of that shape"
+            )
+        steps = torch.as_tensor(range(-3, 4) if values is None else values).to(z).flatten()
+        if not len(steps):
+            raise ValueError(f"values is {values}, one number at least is wanted; pass values=[-1.0, 0.0, 1.0]")
+        points = z.repeat(len(dims), len(steps), 1)  # (dims, S, L)
+        for row, dim in enumerate(dims):
+            points[row, :, dim] = steps
+        walked = {at["name"]: by_row(points.flatten(0, 1), at)}
+        images = decoded(on, torch.zeros(len(dims) * len(steps), dtype=torch.long), walked, at_data(on), name, seed)
+        return images.unflatten(0, (len(dims), len(steps)))
 
 
 def manifold(
@@ -105,12 +144,12 @@ def manifold(
     plate: str | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, tuple[float, float]]:
-    """What the points of a grid over a two-dimensional latent decode to.
+    """What the points of a grid over a two-dimensional latent decode to, the other latents as in `traverse`.
 
     Args:
         pair, plate, seed: see `evaluating`.
         n: points along each dimension.
-        like: data or a batch to call the model with, of which the first row is taken.
+        like: data, of which the first row is taken; all that a guide was fitted to that has a row for each.
         extent: the grid goes evenly from -extent to extent.
         quantiles: space it evenly in quantiles of the standard Normal instead: u = (i + 1/2) / n through the inverse of
             its distribution function, so that each point stands for equally much of the prior.
@@ -128,19 +167,16 @@ def manifold(
     check_counts(n=n)
     if n < 2 or not 0 < extent < math.inf:
         raise ValueError(f"n is {n} and extent {extent}; pass n=20 and extent=3.0, say")
-    batch = _first_row(pair, like, plate, seed)
-    code = encode(pair, batch, site=latent, plate=plate, seed=seed)
-    if code.shape[1:] != (2,):
-        raise ValueError(f"the latent has shape {tuple(code.shape[1:])}, a grid takes (2,); pass latent= another one")
-    ends = (0.5 / n, 1 - 0.5 / n) if quantiles else (-float(extent), float(extent))
-    grid = torch.linspace(*ends, n, dtype=code.dtype, device=code.device)
-    grid = torch.special.ndtri(grid) if quantiles else grid
-    z = torch.cartesian_prod(grid, grid)  # (n * n, 2)
-    images = decode(pair, z, like=batch, latent=latent, site=site, plate=plate, seed=seed)
-    return images.unflatten(0, (n, n)), ends
-
-
-def _first_row(pair: Any, like: Any, plate: str | None, seed: int) -> tuple[Tensor, ...]:
-    """The first row of `like`, as often as the data plate takes rows at the least."""
-    with repeating(pair, like, 1, plate=plate, seed=seed) as on:
-        return on.batch(len(on.rows))
+    with evaluating_first(pair, like, 1, plate=plate, seed=seed) as on:
+        at, name = latent_site(on, latent), observed_site(on.known, site)
+        code = rows_first(at["value"], at)
+        if code.shape[1:] != (2,):
+            raise ValueError(
+                f"the latent has shape {tuple(code.shape[1:])}, a grid takes (2,); pass latent= another one"
+            )
+        ends = (0.5 / n, 1 - 0.5 / n) if quantiles else (-float(extent), float(extent))
+        grid = torch.linspace(*ends, n, dtype=code.dtype, device=code.device)
+        grid = torch.special.ndtri(grid) if quantiles else grid
+        walked = {at["name"]: by_row(torch.cartesian_prod(grid, grid), at)}  # (n * n, 2)
+        images = decoded(on, torch.zeros(n * n, dtype=torch.long), walked, at_data(on), name, seed)
+        return images.unflatten(0, (n, n)), ends

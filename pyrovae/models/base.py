@@ -147,6 +147,8 @@ class Structure:
         plate: name of the data plate, whose dim is -1.
         size: the plate's full size N.
         rows: the rows of it that the batch holds; smaller than `size` where the plate subsamples.
+        guide_size: the plate's full size in the guide, which is not `size` where a guide with a row of parameters for
+            each datum is called with other data; None where the guide samples nothing in the plate.
         max_plate_nesting: how many dims the plates of model and guide take.
         latent, observed: names of the model's sites in order, `pyro.factor` among neither.
         global_latent: latent sites outside the data plate.
@@ -179,6 +181,7 @@ class Structure:
     modules: tuple[nn.Module, ...]
     vectorises: bool | None = None
     improper: tuple[str, ...] = ()
+    guide_size: int | None = None
 
     def refuse_shared(self) -> None:
         """For what gives each datum an importance weight.
@@ -273,7 +276,14 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         buffers=_buffers(pair, modules),
         modules=tuple(modules),
         improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
+        guide_size=_plate_size(guide_trace, frame.name),
     )
+
+
+def _plate_size(trace: Trace, plate: str) -> int | None:
+    """The full size of a plate, if a site of the trace is in it."""
+    frames = (frame for site in random_sites(trace) for frame in site["cond_indep_stack"])
+    return next((frame.full_size for frame in frames if frame.name == plate), None)
 
 
 def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
