@@ -130,7 +130,7 @@ class Evaluation:
     def _check_rows_of_guide(self) -> None:
         """Refuse a guide whose rows are those of other data: its codes would be those data's."""
         size, rows = self.known.guide_size, self.batch_size
-        if size is not None and rows not in (size, self.known.rows):
+        if size not in (None, self.known.size, rows):
             raise ValueError(
                 f"the guide has rows for {size} data in its plate {self.known.plate!r}, these are {rows}; pass all "
                 f"{size} data that it was fitted to, in their order and with batch_size={size}"
