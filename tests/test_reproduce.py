@@ -398,7 +398,6 @@ def test_disentanglement_scores_codes_of_all_images(monkeypatch):
     assert nothing["elbo"] == pytest.approx(nothing["reconstruction"] - nothing["kl"], abs=1e-3)
     monkeypatch.setattr(disentanglement, "encode", lambda pair, rows: rows["factors"] + 0.0)
     found = disentanglement.scores(pair, run, data, 1)
-    print(found)
     for name in ("mig", "mig_without_shape", "factor_vae_score", "beta_vae_score", "sap", "modularity"):
         assert nothing[name] < 0.999 < found[name] < 1.001
     for name in ("disentanglement", "completeness", "informativeness"):
