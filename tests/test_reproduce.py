@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyrovae as pv
-from examples.reproduce import disentanglement, runner, tables, vade
+from examples.reproduce import clustering, disentanglement, runner, tables
 from examples.reproduce.__main__ import NAMES
 from examples.reproduce.runner import Cell, Result, Schedule, draw, reproduce
 from examples.reproduce.tables import summary, table
@@ -307,7 +307,7 @@ def clusters(tmp_path, *cells, budget=10.0):
 
 
 def test_a_start_that_is_cut_off_goes_on_and_is_part_of_the_cell(tmp_path, monkeypatch):
-    monkeypatch.setattr(vade, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
     found = clusters(tmp_path, "VaDE plain start")["vade_plain_start_seed_1"]
     assert 10 < found["start"]["acc"] <= 100
     assert found["start"]["epochs"] == 2
@@ -348,7 +348,7 @@ def test_a_cell_that_was_cut_off_after_its_start_does_not_start_again(tmp_path):
 
 
 def test_cells_of_codes_and_without_a_pair(tmp_path, monkeypatch):
-    monkeypatch.setattr(vade, "RESTARTS", 1)
+    monkeypatch.setattr(clustering, "RESTARTS", 1)
     found = clusters(tmp_path, "GMM", "AE+GMM", "AAE+GMM", "VaDE")
     assert len(found) == 4
     for record in found.values():

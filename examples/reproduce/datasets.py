@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import pyrovae as pv
 from pyrovae.data import Data, Split
 
 
@@ -34,3 +35,23 @@ def static_mnist(root: str | None) -> Data:
             for part in ("train", "valid", "test")
         ]
     return Data(*parts, name="static MNIST", levels=2)
+
+
+def all_rows(name: str, root: str | None) -> Data:
+    """Training, validation and test rows of images together, grey."""
+    data = pv.data.load(name, root=root, binarize=None)
+    return Data(
+        Split({key: torch.cat([split[key] for split in data.splits.values()]) for key in ("x", "y")}), name=name
+    )
+
+
+def wisdm(root: str | None) -> Data:
+    """WISDM's 5,418 activity windows of a phone's accelerometer, 42 features that vary, standardised.
+
+    Missing peaks take the mean of their feature, which is 0 after standardising.
+    """
+    with np.load(folder(root, "wisdm") / "wisdm_transformed.npz", allow_pickle=False) as arrays:
+        x, y = arrays["features"].astype(np.float64), arrays["labels"].astype(np.int64)
+    x = x[:, np.nanstd(x, 0) > 0]
+    x = np.nan_to_num((x - np.nanmean(x, 0)) / np.nanstd(x, 0))
+    return Data(Split({"x": torch.from_numpy(x).float(), "y": torch.from_numpy(y)}), name="wisdm")

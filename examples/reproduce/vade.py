@@ -26,130 +26,31 @@ that has it; densities stay in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from sklearn.metrics.cluster import contingency_matrix
-from sklearn.mixture import GaussianMixture
 from torch import nn
 
 import pyrovae as pv
-from examples.reproduce.datasets import folder
-from examples.reproduce.runner import Cell, Finished, Result, Schedule, Start
+from examples.reproduce.clustering import (
+    LATENT_DIM,
+    mirrored,
+    of_codes,
+    of_pixels,
+    of_vade,
+    pictures,
+    plain,
+    smooth,
+    stacked,
+    started,
+)
+from examples.reproduce.datasets import all_rows, wisdm
+from examples.reproduce.runner import Cell, Result, Schedule
 from pyrovae.conditionals import CrossEntropy, FixedNormal
-from pyrovae.data import Data, Split
-from pyrovae.evaluation import components, encode, generate
-from pyrovae.nets import MLP
+from pyrovae.data import Data
 from pyrovae.priors.covariances import FullCovariance
-
-LATENT_DIM = 10
-RESTARTS = 10
-LITTLE = 0.001  # weight of the KL in a pretrained VAE
-
-
-# Data -----------------------------------------------------------------------------------------------------------------
-
-
-def all_rows(name: str, root: str | None) -> Data:
-    """Training, validation and test rows of images together, grey."""
-    data = pv.data.load(name, root=root, binarize=None)
-    return Data(
-        Split({key: torch.cat([split[key] for split in data.splits.values()]) for key in ("x", "y")}), name=name
-    )
-
-
-def wisdm(root: str | None) -> Data:
-    """WISDM's 5,418 activity windows of a phone's accelerometer, 42 features that vary, standardised.
-
-    Missing peaks take the mean of their feature, which is 0 after standardising.
-    """
-    with np.load(folder(root, "wisdm") / "wisdm_transformed.npz", allow_pickle=False) as arrays:
-        x, y = arrays["features"].astype(np.float64), arrays["labels"].astype(np.int64)
-    x = x[:, np.nanstd(x, 0) > 0]
-    x = np.nan_to_num((x - np.nanmean(x, 0)) / np.nanstd(x, 0))
-    return Data(Split({"x": torch.from_numpy(x).float(), "y": torch.from_numpy(y)}), name="wisdm")
-
-
-# Starts ---------------------------------------------------------------------------------------------------------------
-
-
-def stacked(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
-    """Layer by layer, which takes about as long as the whole does, then all together."""
-    each = max(1, epochs // 2)
-    options |= {"out": out, "resume": (out / "layer_1" / "checkpoints").exists()}
-    runs = pv.pretrain_stacked(pair, data, max_epochs=each, finetune_epochs=epochs - each, **options)
-    return with_mixture(pair, data, runs, balanced)
-
-
-def plain(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
-    """All layers at once."""
-    options |= {"out": out, "resume": (out / "checkpoints").exists()}
-    return with_mixture(pair, data, [pv.fit(pv.Autoencoder.of(pair), data, max_epochs=epochs, **options)], balanced)
-
-
-def with_mixture(pair: pv.VaDE, data: Data, runs: list[pv.Run], balanced: bool) -> list[pv.Run]:
-    """The pretraining, and if it was not cut off, the mixture on its codes."""
-    if not runs[-1].interrupted:
-        pair.initialise_(data.train["x"], seed=runs[-1].seed, num_restarts=RESTARTS, balanced=balanced)
-    return runs
-
-
-def smooth(pair: pv.VaDE, data: Data, epochs: int, out: Path, balanced: bool, **options: Any) -> list[pv.Run]:
-    """A VAE of the same modules under a standard Normal, whose KL counts little."""
-    options |= {"out": out, "resume": (out / "checkpoints").exists(), "beta": LITTLE, "balanced": balanced}
-    return [pv.pretrain_clusters(pair, data, max_epochs=epochs, num_restarts=RESTARTS, **options)]
-
-
-# Cells ----------------------------------------------------------------------------------------------------------------
-
-
-def scores(assigned: Any, data: Data) -> dict[str, Any]:
-    """Figures in per cent; how many data each cluster has, and how many of each label, largest cluster first."""
-    y = data.train["y"]
-    table = contingency_matrix(np.asarray(assigned), y.numpy(force=True))
-    table = table[np.argsort(-table.sum(1))]
-    return {
-        "acc": 100 * pv.cluster_accuracy(y, assigned),
-        "nmi": 100 * pv.nmi(y, assigned),
-        "ari": 100 * pv.ari(y, assigned),
-        "clusters": table.sum(1).tolist(),
-        "labels_of_clusters": table.tolist(),
-    }
-
-
-def mixture(x: np.ndarray, num_components: int, seed: int) -> np.ndarray:
-    """Clusters by the likeliest of some mixtures of diagonal Normals."""
-    floor = 1e-3 * float(x.var(0).mean())
-    fitted = GaussianMixture(
-        num_components, covariance_type="diag", n_init=RESTARTS, reg_covar=floor, random_state=seed
-    )
-    return fitted.fit_predict(x)
-
-
-def of_pixels(num_components: int) -> Callable[[Data, int], dict[str, Any]]:
-    return lambda data, seed: scores(mixture(data.train["x"].flatten(1).double().numpy(), num_components, seed), data)
-
-
-def of_codes(num_components: int) -> Callable[..., dict[str, Any]]:
-    def evaluate(pair: Any, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-        codes = encode(pair, data.train, seed=run.seed, batch_size=2000)
-        return scores(mixture(codes.double().numpy(force=True), num_components, run.seed), data)
-
-    return evaluate
-
-
-def of_vade(pair: pv.VaDE, run: pv.Run, data: Data, num_samples: int) -> dict[str, Any]:
-    assigned = pv.assign_clusters(pair, data.train, num_samples=num_samples, seed=run.seed, batch_size=2000)
-    return {
-        **scores(assigned.numpy(force=True), data),
-        "weights": pair.prior.component().probs.detach().tolist(),
-        "bound": -run.history["train_loss"][-1],
-    }
 
 
 def bound(data: Data, schedule: Schedule) -> pv.ELBO:
@@ -170,37 +71,11 @@ def cells(
     precision: str = "float32",
 ) -> dict[str, Cell]:
     """The table's cells on one data set."""
+    networks: dict[str, Any] = {"hidden": hidden, "likelihood": likelihood}
+    network, start = partial(mirrored, **networks), partial(started, precision=precision)
 
     def clustered(cls: type[pv.VaDE] = pv.VaDE, **options: Any) -> Callable[[Data], pv.VaDE]:
-        options |= {"hidden": hidden, "likelihood": likelihood}
-        return lambda data: cls(data.event_shape, LATENT_DIM, num_components, **options)
-
-    def started(pretrain: Callable[..., list[pv.Run]], *, balanced: bool = False) -> Start:
-        """A start from pretrained networks and a mixture on their codes."""
-
-        def start(
-            pair: pv.VaDE, data: Data, schedule: Schedule, *, seed: int, out: Path, **options: Any
-        ) -> dict[str, Any] | None:
-            options |= {"seed": seed, "batch_size": schedule.batch_size, "precision": precision, "lr": schedule.lr}
-            runs = pretrain(pair, data, schedule.pretraining, out / "pretraining", balanced, **options)
-            if runs[-1].interrupted:
-                return None
-            with torch.no_grad():
-                joint = pair.prior.component().logits + pair.prior.components().log_prob(
-                    pair.codes(data.train["x"])[:, None]
-                )
-            found = scores(joint.argmax(-1).numpy(force=True), data)
-            print(f"mixture of codes after {schedule.pretraining} epochs: acc {found['acc']:.2f}", flush=True)
-            likelihood = float(joint.logsumexp(-1).mean())
-            seconds = sum(run.seconds for run in runs)
-            return {**found, "likelihood": likelihood, "epochs": schedule.pretraining, "seconds": seconds}
-
-        return start
-
-    def network(cls: Callable[..., Any], data: Data) -> Any:
-        relu = partial(MLP, activation=nn.ReLU)
-        encoder, decoder = relu(data.event_shape, hidden), relu(LATENT_DIM, tuple(hidden)[::-1])
-        return cls(data.event_shape, LATENT_DIM, encoder=encoder, decoder=decoder, likelihood=likelihood)
+        return lambda data: cls(data.event_shape, LATENT_DIM, num_components, **networks, **options)
 
     def aae(data: Data, schedule: Schedule) -> pv.AdversarialAutoencoder:
         return pv.AdversarialAutoencoder(pv.DensityRatio(LATENT_DIM, hidden=tuple(hidden)[:2]), weight=1.0)
@@ -210,36 +85,21 @@ def cells(
     clusters: dict[str, Any] = {"options": {"precision": precision, "optimizer": optimizer}, "evaluate": of_vade}
     return {
         "GMM": Cell(without_pair=of_pixels(num_components), paper=paper.get("GMM")),
-        "AE+GMM": Cell(partial(network, pv.Autoencoder), paper=paper.get("AE+GMM"), **codes),
-        "VAE+GMM": Cell(partial(network, pv.VAE), paper=paper.get("VAE+GMM"), **codes),
-        "AAE+GMM": Cell(partial(network, pv.VAE), aae, **codes),
-        "CAE+GMM": Cell(partial(network, pv.Autoencoder), lambda data, schedule: pv.Contractive(), **codes),
+        "AE+GMM": Cell(network(pv.Autoencoder), paper=paper.get("AE+GMM"), **codes),
+        "VAE+GMM": Cell(network(pv.VAE), paper=paper.get("VAE+GMM"), **codes),
+        "AAE+GMM": Cell(network(pv.VAE), aae, **codes),
+        "CAE+GMM": Cell(network(pv.Autoencoder), lambda data, schedule: pv.Contractive(), **codes),
         **{name: Cell(paper=paper[name]) for name in ("AAE", "LDMGI", "DEC") if name in paper},
         "VaDE full, balanced start": Cell(
-            clustered(covariance=FullCovariance), bound, start=started(smooth, balanced=True), **clusters
+            clustered(covariance=FullCovariance), bound, start=start(smooth, balanced=True), **clusters
         ),
-        "VaDE full": Cell(clustered(covariance=FullCovariance), bound, start=started(smooth), **clusters),
-        "VaDE VAE start": Cell(clustered(), bound, start=started(smooth), **clusters),
-        "VaDE": Cell(clustered(), bound, start=started(stacked), paper=paper.get("VaDE"), **clusters),
-        "VaDE plain start": Cell(clustered(), bound, start=started(plain), **clusters),
-        "VaDE annealed": Cell(clustered(), annealed, start=started(stacked), **clusters),
-        "VaDE factorised": Cell(clustered(pv.MeanFieldVaDE), bound, start=started(stacked), **clusters),
+        "VaDE full": Cell(clustered(covariance=FullCovariance), bound, start=start(smooth), **clusters),
+        "VaDE VAE start": Cell(clustered(), bound, start=start(smooth), **clusters),
+        "VaDE": Cell(clustered(), bound, start=start(stacked), paper=paper.get("VaDE"), **clusters),
+        "VaDE plain start": Cell(clustered(), bound, start=start(plain), **clusters),
+        "VaDE annealed": Cell(clustered(), annealed, start=start(stacked), **clusters),
+        "VaDE factorised": Cell(clustered(pv.MeanFieldVaDE), bound, start=start(stacked), **clusters),
     }
-
-
-def pictures(finished: Mapping[str, Finished]) -> dict[str, Axes]:
-    """What each cluster generates, of the first VaDE that has run."""
-    cell = next((finished[name] for name in finished if name.startswith("VaDE")), None)
-    if cell is None:
-        return {}
-    pair, data = cell.trained()
-    x, seed = data.train["x"][:1], cell.record["seed"]
-    found = components(pair, x)
-    ((site, values),) = found.samples.items()
-    order = found.weights.argsort(descending=True)
-    images = [generate(pair, 12, like=(x,), fixed={site: values[c][None]}, seed=seed) for c in order]
-    rows = [f"{found.weights[c]:.0%}" for c in order]
-    return {"samples": pv.plots.rows(torch.stack(images), rows)}
 
 
 PAPER = {
