@@ -6,6 +6,7 @@ being finite. Each value of the two is a factory; what it makes has torch's defa
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -539,7 +540,8 @@ def blocked_parameter() -> Program:
         shift = pyro.param("shift", torch.zeros(2))
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(shift, 1.0).to_event(1), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Normal(0.7 * x + 0.1 * a, 0.6).to_event(1))
+            log_density = torch.full_like(a[..., 0], -2 * math.log(0.6))
+            pyro.sample("z", dist.Delta(0.7 * x + 0.6 * a, log_density=log_density, event_dim=1))
 
     return Program((model, guide), (reals(ROWS, 2),))
 

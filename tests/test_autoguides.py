@@ -94,6 +94,156 @@ def test_a_joint_guide_has_an_elbo_and_no_weights():
             refused()
 
 
+def two(x):
+    """Two latents, of which AutoDiagonalNormal has one density."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z + w.sum(-1), 1.0), obs=x)
+
+
+def guided(family, model=two, **options):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = family(model, init_scale=0.4, **options)
+    guide(X)
+    return guide
+
+
+def test_what_is_drawn_and_what_is_made_of_it_have_one_kl():
+    """Each had a number of its own, of which one was below 0."""
+    guide = guided(AutoNormal)
+    with torch.no_grad():
+        guide.locs.w.fill_(0.3)
+    drawn = ledger((two, guide), X, num_particles=20_000)
+    for kl in (
+        pv.elbo((two, guide), X, num_particles=20_000).kl,
+        {k: v.mean().item() for k, v in drawn.parts()[1].items()},
+    ):
+        assert list(kl) == ["z", "w"]
+        for name, value in kl.items():
+            q = dist.Normal(getattr(guide.locs, name), getattr(guide.scales, name))
+            exact = torch.distributions.kl_divergence(q, dist.Normal(0.0, 1.0)).sum().item() / 3
+            assert value == pytest.approx(exact, abs=0.03)
+    with pytest.raises(ValueError, match="site 'w' depends on what the model enumerates, is on a point, or"):
+        drawn.kl_by_dimension("w")
+
+
+def test_a_joint_guide_has_one_kl_of_all():
+    guide = guided(AutoDiagonalNormal)
+    q = dist.Normal(guide.loc, guide.scale)
+    exact = torch.distributions.kl_divergence(q, dist.Normal(0.0, 1.0)).sum().item() / 3
+    parts = pv.elbo((two, guide), X, num_particles=20_000)
+    assert list(parts.kl) == ["z, w"]
+    assert parts.kl["z, w"] == pytest.approx(exact, abs=0.05)
+    assert parts.elbo.value == pytest.approx(sum(parts.reconstruction.values()) - parts.kl["z, w"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "same"),
+    [
+        (AutoNormal, {"z": 2.0, "w": 2.0}),
+        (AutoDiagonalNormal, {"z, w": 2.0}),
+    ],
+)
+def test_weights_and_levels_are_of_whole_kls(family, same):
+    """log q of the drawn and log p of the made site were weighed apart: free bits of 0 nats shrank q to 0.27 of it."""
+    guide, losses = guided(family), {}
+    for objective in (pv.ELBO(8), pv.FreeBits(0.0, num_particles=8), pv.ELBO(8, beta=2.0), pv.ELBO(8, beta=same)):
+        pyro.set_rng_seed(1)
+        losses[str(objective)] = objective.loss_and_grads(two, guide, X), [p.grad.clone() for p in guide.parameters()]
+        guide.zero_grad()
+    plain, free, doubled, of_each = losses.values()
+    torch.testing.assert_close(free, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(of_each, doubled, rtol=1e-5, atol=1e-6)
+    assert doubled[0] > plain[0] + 0.1
+    with pytest.raises(ValueError, match=r"beta has weights for \['z_unconstrained'\], the latent sites are"):
+        pv.ELBO(beta={"z_unconstrained": 2.0}).loss(two, guide, X)
+
+
+@pytest.mark.parametrize("objective", [pv.DReG(5), pv.STL(5), pv.ReweightedWakeSleep(5)])
+def test_gradients_without_the_score_are_those_of_a_plain_guide(objective):
+    def plain(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale))
+
+    guide = guided(AutoNormal, normals)
+    loc, scale = guide.locs.z.detach().clone().requires_grad_(), guide.scales.z.detach().clone().requires_grad_()
+    pyro.set_rng_seed(1)
+    want = objective.loss_and_grads(normals, plain, X)
+    pyro.set_rng_seed(1)
+    assert objective.loss_and_grads(normals, guide, X) == pytest.approx(want)
+    torch.testing.assert_close(guide.locs.z.grad, loc.grad)
+    assert loc.grad.abs().sum() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "refused"),
+    [
+        (pv.DReG(5), {"scale", "loc"}),
+        (pv.ReweightedWakeSleep(5), {"scale", "loc"}),
+        (pv.STL(5), {"scale"}),
+        (pv.IWAE(5), set()),
+        (pv.PIWAE(4, num_groups=2), set()),
+    ],
+)
+@pytest.mark.parametrize("learned", ["scale", "loc"])
+def test_points_that_parameters_move_have_no_score(objective, refused, learned):
+    """z = loc + scale u: what parameters do to z or to the Jacobian at a given u is in no score, and was left out."""
+    values, x = {"loc": torch.tensor(0.0), "scale": torch.tensor(1.0)}, X.repeat(20_000)
+    values[learned].requires_grad_()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0), infer={"is_auxiliary": True})
+            z = values["loc"] + values["scale"] * u
+            pyro.sample("z", dist.Delta(z, log_density=-values["scale"].log().expand_as(z)))
+
+    if learned in refused:
+        with pytest.raises(ValueError, match=r"the guide puts \['z'\] on a point"):
+            objective.loss_and_grads(normals, guide, x)
+        return
+
+    def plain(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(values["loc"], values["scale"]))
+
+    gradients = []
+    for q in (guide, plain):
+        pyro.set_rng_seed(1)
+        values[learned].grad = None
+        objective.loss_and_grads(normals, q, x)
+        gradients.append(values[learned].grad / len(x))
+    torch.testing.assert_close(*gradients, atol=0.01, rtol=0)
+
+
+def test_a_compiled_step_keeps_points_whose_parameters_are_drawn_through():
+    guides = []
+    for compile in (False, True):
+        guide = guided(AutoNormal, normals)
+        options = {"max_epochs": 40, "batch_size": 3, "seed": 0, "progress": False}
+        pv.fit((normals, guide), X, objective=pv.STL(2), compile=compile, **options)
+        guides.append(guide.locs.z.detach())
+    torch.testing.assert_close(*guides)
+
+
+def test_noise_of_the_guide_alone_is_refused():
+    """p(x, z) / q(a, z) has no mean: its `bound` was half a nat above log p(x)."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(x / 2, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(a, 0.7))
+
+    for refused in (
+        lambda: pv.elbo((normals, guide), X),
+        lambda: pv.log_likelihood((normals, guide), X),
+        lambda: pv.IWAE(2).loss(normals, guide, X),
+    ):
+        with pytest.raises(ValueError, match=r"the guide alone samples \['a'\], and puts no latents on points made of"):
+            refused()
+
+
 @pytest.mark.parametrize("family", [AutoNormal, AutoDiagonalNormal])
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_fit_gives_each_row_its_own_posterior(family, batch_size):

@@ -66,7 +66,7 @@ def odd_model(x):
 def odd_guide(x):
     with pyro.plate("data", len(x)):
         a = pyro.sample("a", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
-        pyro.sample("z", dist.Normal(0.5 * a, 0.5))
+        pyro.sample("z", dist.Delta(0.5 * a, log_density=torch.full_like(a, math.log(2))))
 
 
 def global_model(x):
@@ -258,7 +258,7 @@ IDENTITIES = {
         (odd_model, odd_guide),
         torch.randn(7, dtype=torch.float64),
         {"x", "extra"},
-        {"a", "z"},
+        {"z"},
     ),
     "global latent": ((global_model, global_guide), torch.randn(7, dtype=torch.float64), {"x", "anchor"}, {"w", "z"}),
 }

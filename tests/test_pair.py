@@ -305,7 +305,7 @@ def test_sites_are_told_apart():
         pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", 30, subsample=torch.arange(len(x))):
             a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Normal(a, 1.0))
+            pyro.sample("z", dist.Delta(a))
 
     known = structure((everything, its_guide), torch.randn(5, 3), torch.ones(5))
     assert known.latent == ("w", "c", "z")

@@ -526,9 +526,12 @@ def one_site(obs=lambda x: x, factor=False, twice=False, enumerate_guide=False, 
     def guide(x):
         with pyro.plate("data", len(x)):
             infer = {"enumerate": "parallel"} if enumerate_guide else {}
-            pyro.sample("z", dist.Bernoulli(torch.sigmoid(pyro.param("slope", torch.tensor(0.3)) * x)), infer=infer)
+            logits = pyro.param("slope", torch.tensor(0.3)) * x
             if auxiliary:
-                pyro.sample("noise", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
+                noise = pyro.sample("noise", dist.Normal(logits, 1.0), infer={"is_auxiliary": True})
+                pyro.sample("z", dist.Delta((noise > 0).to(x)))
+            else:
+                pyro.sample("z", dist.Bernoulli(logits=logits), infer=infer)
 
     return Functions(model, guide)
 

@@ -285,16 +285,37 @@ def test_factor_and_auxiliary_sites_count():
     def guide(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(x, 1.0), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Normal(a, 0.5))
+            pyro.sample("z", dist.Delta(2 * a, log_density=x.new_full((2,), -math.log(2))))
 
     x = torch.tensor([0.3, -1.0], dtype=torch.float64)
     drawn = ledger((model, guide), x, num_particles=3)
-    z, a = drawn.values["z"], drawn.values["a"]
+    z = drawn.values["z"]
     want = (
         dist.Normal(0.0, 1.0).log_prob(z) + 2 * z + dist.Normal(z, 1.0).log_prob(x)
-        - dist.Normal(x, 1.0).log_prob(a) - dist.Normal(a, 0.5).log_prob(z)
+        - dist.Normal(2 * x, 2.0).log_prob(z)
     )  # fmt: skip
     torch.testing.assert_close(drawn.log_weights(), want)
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_kls_outside_the_data_plate_are_in_closed_form_too(rows):
+    """They were sampled, whatever `closed_form`."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 2.0))
+        with pyro.plate("data", 12, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(pyro.param("loc", x.new_ones(())), 0.5))
+
+    x, losses = torch.randn(rows, dtype=torch.float64), []
+    for objective in (ELBO(), TraceMeanField_ELBO(), ELBO(closed_form=False), Trace_ELBO()):
+        pyro.set_rng_seed(0)
+        losses.append(objective.loss(model, guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    assert losses[2] == pytest.approx(losses[3], rel=1e-12)
+    assert abs(losses[0] - losses[2]) > 1e-3
 
 
 def test_global_latents_have_no_weight_but_an_elbo():

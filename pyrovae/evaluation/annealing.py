@@ -18,8 +18,8 @@ from pyrovae.evaluation.estimates import Estimate, Moments, estimate, is_density
 from pyrovae.evaluation.joint import Joint
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.models.base import Functions, random_sites
+from pyrovae.models.traces import is_point
 from pyrovae.objectives import ledger
-from pyrovae.objectives.draws import is_point
 from pyrovae.objectives.dreams import dreamt_batch, uncondition, why_not
 from pyrovae.objectives.unscored import unscored
 

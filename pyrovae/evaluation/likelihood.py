@@ -202,20 +202,28 @@ def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tenso
     closed = drawn.closed_form_kl()
     observed = {term.name for term in drawn.terms if term.kind == "observed"}
     reconstruction = {site: value.mean(0) for site, value in log_p.items() if site in observed}
-    latent = dict.fromkeys([*(site for site in log_p if site not in observed), *log_q])
-    summed = [site for site in latent if site not in log_q]
-    kl = {}
-    for site in latent:
+
+    def shared(site: str) -> Tensor:
+        share = torch.as_tensor(drawn.global_elbo(partial(_is_named, site))).mean() / size
+        return share.expand(drawn.rows)
+
+    def spent(site: str) -> Tensor:
         if site in closed:
-            kl[site] = closed[site].mean(0)
-        elif site in log_q:
-            kl[site] = (log_q[site] - log_p.get(site, 0.0)).mean(0)
-        elif site == summed[0]:
-            kl[", ".join(summed)] = -(sum(log_p[name] for name in summed) + entropy).mean(0)
-    for name in dict.fromkeys(term.name for term in drawn.terms if term.name not in {**log_p, **log_q}):
-        share = torch.as_tensor(drawn.global_elbo(partial(_is_named, name))).mean() / size
-        into, sign = (reconstruction, 1) if name in observed else (kl, -1)
-        into[name] = (sign * share).expand(drawn.rows)
+            return closed[site].mean(0)
+        if site in log_q:
+            return (log_q[site] - log_p.get(site, 0.0)).mean(0)
+        return -shared(site)
+
+    reconstruction |= {site: shared(site) for site in observed - log_p.keys()}
+    groups = drawn.together
+    summed = [site for site in groups if site in log_p and site not in log_q]
+    kl = {
+        name: torch.stack([spent(site) for site in sites]).sum(0)
+        for name, sites in groups.items()
+        if name not in summed
+    }
+    if summed:
+        kl[", ".join(summed)] = -(sum(log_p[name] for name in summed) + entropy).mean(0)
     return {k: v.double() for k, v in reconstruction.items()}, {k: v.double() for k, v in kl.items()}
 
 

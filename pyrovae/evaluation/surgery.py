@@ -27,7 +27,8 @@ from pyrovae.evaluation.running import BUDGET, Evaluation, check_counts, evaluat
 from pyrovae.evaluation.sites import is_discrete
 from pyrovae.evaluation.units import ActiveUnits, active_units
 from pyrovae.models.base import random_sites
-from pyrovae.objectives.draws import density, is_point, scoring
+from pyrovae.models.traces import is_point
+from pyrovae.objectives.draws import density, scoring
 
 __all__ = ["Surgery", "surgery"]
 

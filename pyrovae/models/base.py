@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.distributions.flat import is_improper
 from pyrovae.models.traces import (
+    check_auxiliary,
     check_event_shapes,
     check_plates,
     check_sites,
@@ -246,6 +247,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     frame = _data_plate(model_trace, plate)
     check_plates(model_trace, guide_trace, frame.name, batch)
     check_event_shapes(model_trace, guide_trace)
+    check_auxiliary(model_trace, guide_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]

@@ -7,15 +7,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = [
+    "check_auxiliary",
     "check_event_shapes",
     "check_plates",
     "check_sites",
     "inside",
+    "is_point",
+    "point_of",
     "random_sites",
     "same_values",
     "told_apart",
@@ -46,8 +50,21 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     ]
     if unmodelled:
         raise ValueError(
-            f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; "
-            'rename it to the model\'s site, or mark it infer={"is_auxiliary": True}'
+            f"the guide samples {unmodelled}, which the model (latent sites {list(in_model)}) does not; rename it to "
+            "the model's site, or sample it in the model too, whose p of it is any density"
+        )
+
+
+def check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse what only the guide draws and does not turn into latents: p(x, z) / q(a, z) is no weight."""
+    latent = [site for site in random_sites(guide_trace) if not site["is_observed"]]
+    points = [site for site in latent if is_point(site["fn"])]
+    own = [site for site in latent if site["name"] not in model_trace.nodes and not is_point(site["fn"])]
+    if sum(site["value"].numel() for site in own) > sum(site["value"].numel() for site in points):
+        raise ValueError(
+            f"the guide alone samples {[site['name'] for site in own]}, and puts no latents on points made of them (a "
+            "Delta with a log_density, as autoguides do), so that p / q has no mean and bounds nothing; sample them in "
+            "the model too, whose p of them given the rest is any density"
         )
 
 
@@ -80,6 +97,18 @@ def check_event_shapes(model_trace: Trace, guide_trace: Trace) -> None:
                     f"site {name!r} has event shape {p} in the model and {q} in the guide; "
                     f"make the prior of event shape {q}, or the guide's distribution of {p}"
                 )
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever wraps it."""
+    return point_of(fn) is not None
+
+
+def point_of(fn: Any) -> Delta | None:
+    """The Delta that a distribution is or wraps."""
+    while fn is not None and not isinstance(fn, Delta):
+        fn = getattr(fn, "base_dist", None)
+    return fn
 
 
 def same_values(site_value: Any, value: Any) -> bool:

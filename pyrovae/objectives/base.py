@@ -37,12 +37,14 @@ class Objective(pyro.infer.ELBO):
         is_bound: whether the value is a lower bound on log p(x), whatever the pair.
         couples_rows: whether a datum's value depends on the other rows of its batch.
         reparametrised: whether its gradient for the guide goes through the samples, which discrete sites do not let by.
+        closed_form: whether KLs are in closed form where that is valid.
         critic: a module of its own that is trained by turns with the pair, see `density_ratio.RatioObjective`; or None.
     """
 
     is_bound = True
     couples_rows = False
     reparametrised = True
+    closed_form = True
     critic: nn.Module | None = None
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None):
@@ -68,7 +70,8 @@ class Objective(pyro.infer.ELBO):
         """The mean per datum, nats; sites outside the data plate count once for all N data."""
         if self.reparametrised and torch.is_grad_enabled():
             _check_reparametrised(drawn)
-        value, shared = self.per_datum(drawn).mean(), drawn.global_elbo(self._weight)
+        value = self.per_datum(drawn).mean()
+        shared = drawn.global_elbo(self._weight, closed_form=self.closed_form)
         return value + shared.mean() / drawn.size if isinstance(shared, Tensor) else value
 
     def _weight(self, term: Term) -> float | Tensor:

@@ -3,6 +3,7 @@ r"""Objectives that hold the Kullback-Leibler part at a level: free bits, a lear
     R = E_q(z|x) [log p(x | z)],    KL = KL(q(z | x) || p(z)),    both means over the batch
 
 Sites that the model enumerates are summed out of both, see `Ledger.parts`, but for a learned beta, which is `ELBO`'s.
+Levels are of the KL as it is: `poutine.scale`, the same for all latent sites, multiplies them too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class FreeBits(Objective):
 
         R - sum_j max(nats, KL_j)
 
-    The KL_j are means over the batch, of each latent site, or of groups of its dimensions. It lies below the ELBO.
+    The KL_j are means over the batch, of each latent site, or of groups of its dimensions; of a site outside the data
+    plate it is the whole KL, which counts once for all data. It lies below the ELBO.
 
     Args:
         nats: what each group has for free, nats (a bit is 0.69).
@@ -68,9 +70,11 @@ class FreeBits(Objective):
         """Each datum's reconstruction less the KLs of the batch, (B,)."""
         reconstruction, kl = drawn.parts(closed_form=self.closed_form)
         value = reconstruction.mean(0)
+        free = self.nats * drawn.mean_scale()
         for site, whole in kl.items():
             means = whole.mean() if self.group_size is None else self._groups(drawn, site, whole, self.group_size)
-            value = value - means.clamp(min=self.nats).sum()
+            share = drawn.size if set(site.split(", ")) <= set(drawn.known.global_latent) else 1
+            value = value - means.clamp(min=free / share).sum()
         return value
 
     def _groups(self, drawn: Ledger, site: str, whole: Tensor, group_size: int) -> Tensor:
@@ -139,7 +143,7 @@ class Beta(ELBO):
             with without_autocast(value):
                 # Minus the KL, also where enumerated sites make the objective no linear function of beta.
                 (slope,) = torch.autograd.grad(value, self._now, retain_graph=True, materialize_grads=True)
-            self.beta.move(self.rate * (-slope - self.constraint))
+            self.beta.move(self.rate * (-slope / drawn.mean_scale() - self.constraint))
         self._now = None
         return value
 
@@ -217,7 +221,8 @@ class Capacity(Objective):
         """Each datum's reconstruction less the penalty of the batch, (B,)."""
         reconstruction, kl = drawn.parts(closed_form=self.closed_form)
         total = sum(kl.values(), torch.zeros_like(reconstruction)).mean()
-        return reconstruction.mean(0) - self.gamma * (total - getattr(self.C, "value", self.C)).abs()
+        level = getattr(self.C, "value", self.C) * drawn.mean_scale()
+        return reconstruction.mean(0) - self.gamma * (total - level).abs()
 
     def _weight(self, term: Term) -> float | Tensor:
         return 0.0  # sites outside the data plate are in every datum's parts

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.models.base import Structure
+from pyrovae.models.traces import is_point
 from pyrovae.objectives.base import Objective, weight
-from pyrovae.objectives.draws import is_point
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.weights import Ledger
 

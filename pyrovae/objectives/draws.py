@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
@@ -19,6 +18,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, random_sites
+from pyrovae.models.traces import is_point
 from pyrovae.objectives.particles import PARTICLES, traces, without_autocast
 from pyrovae.objectives.unscored import check_density
 
@@ -95,7 +95,7 @@ class Draw:
             if summed and not summed.isdisjoint(_symbols(term)):
                 inside.append(term)
             else:
-                value = weight(term) * term.log_prob  # before the sum over plates, inside which a tensor may vary
+                value = _times(weight(term), term.log_prob)  # before the sum over plates: a tensor may vary inside
                 total = total + term.sign * self._per_datum(value, term.site["cond_indep_stack"])
         total = total + self._summed_out(inside, summed, weight) if inside else total
         # A site of one value is not summed: what depends on it has a dim of size 1 more.
@@ -112,7 +112,7 @@ class Draw:
                         f"the guide enumerates {term.name!r} inside the nested plate {min(plates)!r}; enumerate it in "
                         "the model instead, or pass objective=pyro.infer.TraceEnum_ELBO()"
                     )
-                value = term.unmasked if weight is None else weight(term) * term.log_prob
+                value = term.unmasked if weight is None else _times(weight(term), term.log_prob)
                 total = total + self._per_datum(value, term.site["cond_indep_stack"])
         return total
 
@@ -130,7 +130,7 @@ class Draw:
         local = {id(term) for term in self.local}
         for term in self.terms:
             if id(term) not in local:
-                value = self._sum_nested(weight(term) * term.log_prob, term.site["cond_indep_stack"])
+                value = self._sum_nested(_times(weight(term), term.log_prob), term.site["cond_indep_stack"])
                 total = total + term.sign * value.reshape(-1).expand(self.num_particles)
         return total
 
@@ -161,10 +161,10 @@ class Draw:
         p, q = (
             next((t for t in self.local if t.name == name and t.kind == kind), None) for kind in ("latent", "guide")
         )
-        if p is None or q is None or name in self.depend_on_summed:
+        if p is None or q is None or name in self.depend_on_summed or is_point(q.site["fn"]):
             raise ValueError(
-                f"site {name!r} depends on what the model enumerates, or is not sampled for each datum by model and "
-                "guide, so that it has no KL of each dimension; take its KL as a whole"
+                f"site {name!r} depends on what the model enumerates, is on a point, or is not sampled for each datum "
+                "by model and guide, so that it has no KL of each dimension; take its KL as a whole"
             )
         fns = []
         for term in (q, p):
@@ -281,7 +281,7 @@ class Draw:
             # A site that is summed out sums to one also where it is masked: its mask silences what depends on it.
             value = term.unmasked if self._sums(term, summed) else term.log_prob
             value = -value if term.kind == "guide" else value
-            factor = _packed(term, value if same(weight(term), common) else weight(term) / common * value)
+            factor = _packed(term, value if same(weight(term), common) else _times(weight(term) / common, value))
             for frame in term.site["cond_indep_stack"]:
                 if frame.name != self.known.plate and frame.full_size != frame.size:
                     raise ValueError(
@@ -302,7 +302,7 @@ class Draw:
             for factor in factors:
                 value = packed.unpack(factor, symbol_to_dim)
                 total = total + self._per_datum(value, [frames[symbol] for symbol in ordinal])
-        return common * total
+        return _times(common, total)
 
     def _per_datum(self, value: Tensor, frames: Iterable[CondIndepStackFrame], *, rescale: bool = True) -> Tensor:
         """Sum over nested plates: (enumerated dims..., K, nested plates..., B) to (enumerated dims..., K or 1, B)."""
@@ -340,13 +340,6 @@ def expected(value: Tensor, log_q: Tensor) -> Tensor:
     return _sum_leading(log_q.exp() * torch.where(log_q == -math.inf, 0.0, value))
 
 
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a Delta, whatever wraps it."""
-    while fn is not None and not isinstance(fn, Delta):
-        fn = getattr(fn, "base_dist", None)
-    return fn is not None
-
-
 def _sum_leading(value: Tensor) -> Tensor:
     return value.flatten(0, -3).sum(0) if value.dim() > 2 else value
 
@@ -369,6 +362,11 @@ def same(a: float | Tensor, b: float | Tensor) -> bool:
 
 def _same_value(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a == b).all())
+
+
+def _times(weight: float | Tensor, log_prob: Tensor) -> Tensor:
+    """Their product, in which what weighs nothing has no part, whatever its density: 0 x -inf is 0."""
+    return weight * log_prob if isinstance(weight, Tensor) or weight else torch.zeros_like(log_prob)
 
 
 def _is_zero(weight: float | Tensor) -> bool:

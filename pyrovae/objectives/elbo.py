@@ -25,9 +25,10 @@ class ELBO(Objective):
     Args:
         num_particles: samples of z per datum.
         beta: weight of all latent sites; a number, or a schedule of `pyrovae.training.schedules` for warm-up; or one of
-            these for each site, {"z1": 0.5, "z2": Linear(0, 1, epochs=10)}, and 1 for those left out. 0 is a stochastic
-            autoencoder. With enumerated sites of the model that x depends on, E_q [beta log sum_c p(c, z)
-            p(x | z, c)^(1/beta) - beta log q(z | x)]; what is enumerated and what depends on it share one weight.
+            these for each KL that `pyrovae.elbo` names, {"z1": 0.5, "z2": Linear(0, 1, epochs=10)}, and 1 for those
+            left out. 0 is a stochastic autoencoder. With enumerated sites of the model that x depends on, E_q [beta log
+            sum_c p(c, z) p(x | z, c)^(1/beta) - beta log q(z | x)]; what is enumerated and what depends on it share one
+            weight.
         closed_form: whether to use closed-form KLs at all.
         plate: name of the data plate, where it is not plain.
 
@@ -43,7 +44,8 @@ class ELBO(Objective):
     def __init__(self, num_particles: int = 1, *, beta: Any = 1.0, closed_form: bool = True, plate: str | None = None):
         super().__init__(num_particles, plate=plate)
         self.beta: Any = dict(beta) if isinstance(beta, Mapping) else beta
-        for name, part in self.beta.items() if isinstance(self.beta, dict) else ():
+        self._of_sites = dict(self.beta) if isinstance(self.beta, dict) else {}
+        for name, part in self._of_sites.items():
             weight(f"beta[{name!r}]", part)
         if not isinstance(self.beta, dict):
             weight("beta", self.beta)
@@ -59,14 +61,15 @@ class ELBO(Objective):
     def per_datum(self, drawn: Ledger) -> Tensor:
         """The mean over particles, (B,)."""
         if isinstance(self.beta, dict):
-            latent = {term.name for term in drawn.terms if term.kind != "observed"}
-            if unknown := sorted(self.beta.keys() - latent):
-                raise ValueError(f"beta has weights for {unknown}, the latent sites are {sorted(latent)}; name these")
+            together = drawn.together
+            if unknown := sorted(self.beta.keys() - together.keys()):
+                raise ValueError(f"beta has weights for {unknown}, the latent sites are {sorted(together)}; name these")
+            self._of_sites = {site: part for name, part in self.beta.items() for site in together[name]}
         return drawn.elbo(self._weight, closed_form=self.closed_form).mean(0)
 
     def _weight(self, term: Term) -> float | Tensor:
         if term.kind == "observed":
             return term.scale
-        beta: Any = self.beta.get(term.name, 1.0) if isinstance(self.beta, dict) else self.beta
+        beta: Any = self._of_sites.get(term.name, 1.0) if isinstance(self.beta, dict) else self.beta
         beta = getattr(beta, "value", beta)
         return beta if isinstance(term.scale, float) and term.scale == 1 else beta * term.scale

@@ -141,6 +141,11 @@ class STL(PathGradient):
         share = torch.full_like(log_weights, 1 / len(log_weights))
         return share, share, None
 
+    def per_datum(self, drawn: Ledger) -> Tensor:
+        """The bound of each datum, (B,), with the estimator as its gradient."""
+        drawn.refuse_points(of_value=False)  # a log_density that parameters move is no score, and would be left out
+        return super().per_datum(drawn)
+
 
 class PIWAE(PathGradient):
     r"""Partially importance-weighted: the model's gradient is IWAE's of all K particles, the guide's that of `MIWAE`.

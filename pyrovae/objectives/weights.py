@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pyrovae.models.base import PairLike, Structure, as_pair, structure
-from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, is_point, one, same, varies_inside
+from pyrovae.models.traces import is_point, point_of
+from pyrovae.objectives.draws import Draw, Term, Weight, draw_terms, expected, one, same, varies_inside
 from pyrovae.objectives.particles import vectorises
 
 __all__ = ["Ledger", "Term", "ledger", "log_weights"]
@@ -187,12 +188,33 @@ class Ledger:
 
         return self._collect(weighted)
 
-    def global_elbo(self, weight: Weight | None = None) -> Tensor | float:
+    def global_elbo(self, weight: Weight | None = None, *, closed_form: bool = True) -> Tensor | float:
         """log p - log q of the sites outside the data plate, (K,), or zero: for all data together."""
         weight = (lambda term: term.scale) if weight is None else weight
-        values = [draw.global_log_weights(weight) for draw in self.draws]
+        draws = [draw.with_closed_form_kl() if closed_form else draw for draw in self.draws]
+        values = [draw.global_log_weights(weight) for draw in draws]
         tensors = [value for value in values if isinstance(value, Tensor)]
         return torch.cat(tensors) if tensors else 0.0
+
+    @property
+    def together(self) -> dict[str, list[str]]:
+        """The latent sites that have one KL together, by the names of those that the model has.
+
+        Where a guide draws sites of its own and puts latents on points made of them, as autoguides do, the density of
+        these is that of both: `z_unconstrained` and `z_aux` belong to z, others to all the points that are left.
+        """
+        latent = dict.fromkeys(term.name for term in self.terms if term.kind != "observed")
+        in_model = {term.name for term in self.terms if term.kind == "latent"}
+        points = [t.name for t in self.terms if t.kind == "guide" and is_point(t.site["fn"])]
+        own = [name for name in latent if name not in in_model]
+        made = {f"{name}{suffix}": name for name in points for suffix in ("_unconstrained", "_aux")}
+        groups = {
+            name: [name, *(site for site in own if made.get(site) == name)] for name in latent if name in in_model
+        }
+        if joint := [site for site in own if site not in made]:
+            left = [name for name in points if len(groups[name]) == 1]
+            groups[", ".join(left)] = [*joint, *(site for name in left for site in groups.pop(name))]
+        return groups
 
     def parts(self, *, closed_form: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """E_q log p(x | z), and the KL of each latent site from its prior, (K, B) in nats, `poutine.scale` included.
@@ -200,22 +222,24 @@ class Ledger:
         The first less the sum of the others is `elbo()`, where all sites are in the data plate; those outside have a
         share of 1/N in each datum. Sites that the model enumerates are summed out: they and the sites that depend on
         them have one KL, from sum_c p(c) p(z | c), named by all of them, and p(x | z) is sum_c p(c | z) p(x | z, c).
+        Other sites that have one KL together are those of `together`.
 
         Args:
             closed_form: as for `elbo`.
         """
-        latent = dict.fromkeys(term.name for term in self.terms if term.kind != "observed")
-        summed = [name for name in latent if name in self.draws[0].depend_on_summed]
-        together = [[name] for name in latent if name not in summed] + ([summed] if summed else [])
+        groups, summed = dict(self.together), self.draws[0].depend_on_summed
+        if joint := [name for name, sites in groups.items() if not summed.isdisjoint(sites)]:
+            groups[", ".join(joint)] = [site for name in joint for site in groups.pop(name)]
 
         def total(names: Iterable[str]) -> Tensor:
             def weight(term: Term) -> float | Tensor:
                 return term.scale if term.name in names else 0.0
 
-            value, shared = self.elbo(weight, closed_form=closed_form), self.global_elbo(weight)
+            value = self.elbo(weight, closed_form=closed_form)
+            shared = self.global_elbo(weight, closed_form=closed_form)
             return value + shared[:, None] / self.size if isinstance(shared, Tensor) else value
 
-        kl = {", ".join(names): -total(names) for names in together}
+        kl = {name: -total(sites) for name, sites in groups.items()}
         return sum(kl.values(), total({term.name for term in self.terms})), kl
 
     def kl_by_dimension(self, name: str, *, closed_form: bool = True) -> Tensor:
@@ -240,26 +264,32 @@ class Ledger:
         """KL(q || p) of each latent site for which it is known and valid, (K, B) in nats."""
         return _joined([draw.closed_form_kl() for draw in self.draws])
 
-    def common_scale(self) -> float | Tensor:
-        """The one `poutine.scale` of all sites.
+    def common_scale(self, counted: Callable[[Term], bool] = lambda _: True) -> float | Tensor:
+        """The one `poutine.scale` of all sites, or of those that are counted.
 
         Raises:
             ValueError: where sites, or places of a nested plate, differ in it, which no bound with a logarithm of a
-                mean can mean.
+                mean can mean, nor a level of a KL.
         """
-        first = self.terms[0].scale
+        terms = [term for term in self.terms if counted(term)]
+        first = terms[0].scale if terms else 1.0
         if varies_inside(first):
             raise ValueError(
-                f"poutine.scale has shape {tuple(first.shape)}, which varies inside a datum; an importance-weighted "
-                "bound needs one scale for all sites of a datum: use ELBO()"
+                f"poutine.scale has shape {tuple(first.shape)}, which varies inside a datum; this objective "
+                "needs one scale for all sites of a datum: use ELBO()"
             )
-        for term in self.terms:
+        for term in terms:
             if not same(term.scale, first):
                 raise ValueError(
-                    f"poutine.scale is {term.scale} at site {term.name!r} and {first} at {self.terms[0].name!r}; an "
-                    "importance-weighted bound needs one scale for all sites: use ELBO(), or ELBO(beta=) to anneal"
+                    f"poutine.scale is {term.scale} at site {term.name!r} and {first} at {terms[0].name!r}; this "
+                    "objective needs one scale for them: use ELBO(), or ELBO(beta=) to anneal"
                 )
         return first
+
+    def mean_scale(self) -> float | Tensor:
+        """The mean over the batch of the latent sites' `poutine.scale`: what a level of their KL is multiplied by."""
+        scale = self.common_scale(lambda term: term.kind != "observed")
+        return scale.mean() if isinstance(scale, Tensor) else scale
 
     def refuse_enumerated_guide(self) -> None:
         """For objectives that have no meaning for sites that the guide enumerates.
@@ -274,18 +304,27 @@ class Ledger:
                 'infer={"enumerate": "parallel"} to sample them, or use ELBO() or IWAE(5)'
             )
 
-    def refuse_points(self) -> None:
+    def refuse_points(self, *, of_value: bool = True) -> None:
         """For gradients that take the guide's density for one with a score whose mean is zero.
 
+        Args:
+            of_value: refuse points that move, too, not only those whose log_density does.
+
         Raises:
-            ValueError: naming the sites that the guide puts on a point.
+            ValueError: naming the sites that the guide puts on a point (Delta) which parameters move at given values
+                of what it drew before. An autoguide's f(u) has none, unless f has parameters.
         """
         guide = [term.site for term in self.terms if term.kind == "guide"]
-        points = [site["name"] for site in guide if is_point(site["fn"])]
-        transformed = any(site["infer"].get("is_auxiliary") for site in guide)  # an autoguide's Delta at f(u), u drawn
-        if points and not transformed and torch.is_grad_enabled():
+        drawn = {id(site["value"]) for site in guide}
+        points = {site["name"]: point for site in guide if (point := point_of(site["fn"])) is not None}
+        moved = [
+            name
+            for name, point in points.items()
+            if _follows(point.log_density, drawn) or (of_value and _follows(point.v, drawn))
+        ]
+        if moved and torch.is_grad_enabled():
             raise ValueError(
-                f"the guide puts {points} on a point (Delta), whose density has no score, so that this objective's "
+                f"the guide puts {moved} on a point (Delta), whose density has no score, so that this objective's "
                 "gradient is not that of its value; use ELBO() or IWAE(5)"
             )
 
@@ -296,6 +335,22 @@ class Ledger:
     def _collect(self, of: Callable[[Draw], Tensor]) -> Tensor:
         values = [of(draw) for draw in self.draws]
         return values[0] if len(values) == 1 else torch.cat(values, -2)
+
+
+def _follows(tensor: Tensor, but: set[int]) -> bool:
+    """Whether a tensor has a gradient for other leaves than these."""
+    if tensor.grad_fn is None:
+        return tensor.requires_grad and id(tensor) not in but
+    nodes, seen = [tensor.grad_fn], {tensor.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in but:
+            return True
+        after = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= after
+        nodes += after
+    return False
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
