@@ -34,6 +34,13 @@ SOURCES = {
     "torch csr": lambda m: torch.sparse_csr_tensor(
         torch.as_tensor(m.indptr), torch.as_tensor(m.indices), torch.as_tensor(m.data), m.shape, check_invariants=True
     ),
+    "torch csr with doubles": lambda m: torch.sparse_csr_tensor(
+        torch.as_tensor(2 * m.indptr),
+        torch.as_tensor(m.indices.repeat(2)),
+        torch.as_tensor(m.data / 2).float().repeat_interleave(2),
+        m.shape,
+        check_invariants=False,
+    ),
 }
 
 
