@@ -426,10 +426,16 @@ def test_plates_are_found_or_asked_for():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="num_particles is 0"):
         ledger(LinearGaussian(), torch.zeros(2, 5, dtype=torch.float64), num_particles=0)
-    with pytest.raises(ValueError, match="num_particles is 0"):
-        IWAE(0)
+    for wrong in (0, True, 2.0):
+        with pytest.raises(ValueError, match=f"num_particles is {wrong}; pass a whole number of at least 1"):
+            IWAE(wrong)
     with pytest.raises(ValueError, match="beta is -1"):
         ELBO(beta=-1)
+    with pytest.raises(ValueError, match=r"beta is -1\.0, a number of at least 0"):
+        ELBO(beta=torch.tensor(-1.0))
+    with pytest.raises(ValueError, match=r"beta\['z'\] is nan"):
+        ELBO(beta={"z": torch.tensor([1.0, math.nan])})
+    assert ELBO(beta=(beta := torch.tensor(2.0, requires_grad=True))).beta is beta
     with pytest.raises(TypeError, match="not a model with its guide"):
         log_weights(3, torch.zeros(2))
 
