@@ -8,7 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, IWAE, ledger, log_weights
@@ -336,6 +338,51 @@ def test_pairs_that_do_not_vectorise_are_looped_over():
     with pytest.warns(UserWarning, match="does not vectorise over particles"):
         weights = log_weights(pair, x, num_particles=3)
     torch.testing.assert_close(weights, pair.log_prob(x).expand(3, 6), rtol=0, atol=1e-12)
+
+
+class Normed(LooseLinearGaussian):
+    """A batch norm after the decoder, whose features are the rows of (K, B, D) where B is D."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5, dtype=torch.float64)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.norm(z @ self.weight.T + self.bias)
+            pyro.sample("x", dist.Normal(loc, self.scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 6])
+def test_a_batch_norm_is_no_norm_of_rows_where_these_are_as_many(rows):
+    """A new one is the identity in evaluation mode along any dim, so that B == D gave the right weights, until it was
+    trained: the rows of particle k were normalised together, each by itself.
+    """
+    pair, x = Normed().train(), LinearGaussian().sample(rows)
+    with pytest.warns(UserWarning, match="does not vectorise over particles"):
+        weights = same_seed(lambda: log_weights(pair, x, num_particles=3))
+    again = same_seed(lambda: torch.cat([log_weights(pair, x) for _ in range(3)]))
+    torch.testing.assert_close(weights, again, rtol=0, atol=0)
+
+
+def test_programs_of_one_number_of_rows_are_looked_at_with_these_alone():
+    """A guide with parameters for each datum, or a model given x, takes no fewer: particles are another thing."""
+
+    class Local(LooseLinearGaussian):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.randn(6, 2, dtype=torch.float64))
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+
+    pair = Local()
+    x = pair.sample(6)
+    assert log_weights(pair, x, num_particles=3).shape == (3, 6)
+    pair = LooseLinearGaussian()
+    assert log_weights((poutine.condition(pair.model, {"x": x}), pair.guide), x, num_particles=3).shape == (3, 6)
 
 
 def test_a_silently_wrong_broadcast_is_found():
