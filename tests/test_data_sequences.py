@@ -19,6 +19,14 @@ def test_padding_keeps_values_and_lengths():
     assert torch.equal(made["x"][1, 0], torch.full((3,), 2.0))
 
 
+def test_padding_takes_the_dtype_that_holds_all():
+    made = padded([[1, 2, 3], [0.5, 0.7]])["x"]
+    assert torch.equal(made, torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.7, 0.0]]))
+    half = [torch.ones(2, dtype=torch.float16), torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.bool)]
+    assert padded(half)["x"].dtype == torch.float64
+    assert padded(half[2:])["x"].dtype == torch.bool
+
+
 @pytest.mark.parametrize(
     ("sequences", "duration", "message"),
     [

@@ -115,6 +115,8 @@ def test_rows_held_out(options, sizes):
         ({"test": 1797}, "test is 1797 of the 1797 rows"),
         ({"validation": 1.5}, "validation is 1.5 of the 1797 rows"),
         ({"validation": 1000, "test": 797}, "take all 1797 rows"),
+        ({"validation": True}, "validation is True, a number of rows or their fraction is wanted; pass validation=0.1"),
+        ({"test": False}, "test is False, a number of rows"),
         ({"binarize": "yes"}, "binarize is 'yes'"),
         ({"seed": -3}, "seed is -3"),
     ],

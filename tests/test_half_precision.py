@@ -116,7 +116,8 @@ def test_whether_particles_vectorise_is_found_out_in_full_precision():
     with half():
         ledger(pair, X, num_particles=2, known=known)
     assert known.vectorises
-    assert pair.dtypes == [*[torch.float32] * 3, torch.bfloat16]  # together, each alone; then the draw itself
+    # Together and each alone, for all rows; for fewer rows one, and the same again; then the draw itself.
+    assert pair.dtypes == [*[torch.float32] * (3 + 1 + 3), torch.bfloat16]
 
 
 def chain(duration=12, states=5):

@@ -26,7 +26,10 @@ def _seeded_float64():
     torch.set_default_dtype(dtype)
 
 
-@pytest.mark.parametrize(("stride", "padding", "kernel"), [(1, 0, 3), (2, 1, 3), (1, 1, (2, 3)), (2, 2, 5)])
+@pytest.mark.parametrize(
+    ("stride", "padding", "kernel"),
+    [(1, 0, 3), (2, 1, 3), (1, 1, (2, 3)), (2, 2, 5), (1, 2, 3), (1, (0, 2), 3), (2, (1, 2), (2, 3))],
+)
 def test_a_full_mask_is_the_plain_convolution(stride, padding, kernel):
     """Bit for bit, at the border too."""
     layer = PartialConv2d(3, 4, kernel, stride=stride, padding=padding)

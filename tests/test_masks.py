@@ -136,6 +136,8 @@ def test_nan_means_missing_on_request():
     assert torch.equal(given, torch.ones(2, 2))
     never = incomplete(np.array([[1.0, math.nan], [2.0, math.nan]]))
     assert torch.equal(never["x"][:, 1], torch.zeros(2))
+    hidden = incomplete(np.array([[1.0, math.inf], [2.0, math.inf]]), np.array([[1, 0], [1, 0]]))
+    assert torch.equal(hidden["x"], torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
 
 
 NAN = torch.tensor([[1.0, 2.0], [math.nan, math.nan], [3.0, math.nan]])
@@ -156,6 +158,11 @@ BAD = {
         lambda: incomplete(NAN, torch.ones(3, 2)),
         ValueError,
         r"x is NaN where the mask says observed, in rows 1, 2 \(2 in all\)",
+    ),
+    "infinity observed": (
+        lambda: incomplete(np.array([[1.0, math.inf], [math.nan, 2.0]])),
+        ValueError,
+        "x has 1 NaN or infinite values, the first in row 0",
     ),
     "own mask of another shape": (
         lambda: masked(Split({"x": torch.ones(3, 2)}), lambda x: x[:, :1] > 0).rows(slice(3)),

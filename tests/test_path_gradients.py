@@ -16,6 +16,7 @@ from torch.autograd import grad
 
 from pyrovae.models.base import Functions, Pair, structure
 from pyrovae.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, STL, DReG, Renyi, ledger
+from pyrovae.training.schedules import Linear
 from pyrovae.training.step import Step
 
 F64 = torch.float64
@@ -493,6 +494,8 @@ def test_a_ledger_that_is_not_cut_is_refused():
         (lambda: MIWAE(6, num_groups=4), "num_groups is 4 for 6 particles"),
         (lambda: PIWAE(6, num_groups=0), "num_groups is 0 for 6 particles"),
         (lambda: CIWAE(6, beta=1.5), "beta is 1.5"),
+        (lambda: CIWAE(6, beta=True), "beta is True, a number of at least 0"),
+        (lambda: CIWAE(6, beta=Linear(0, 1, epochs=3)), r"beta is Linear\(.*\), a number of at least 0 is wanted"),
         (lambda: STL(0), "num_particles is 0"),
     ],
 )

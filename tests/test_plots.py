@@ -109,6 +109,33 @@ def test_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
+NO_MATHS = ["a$b_$", "5 $ or 6 $", r"\\$", "plain"]
+
+
+def words(ax):
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+@pytest.mark.parametrize(
+    ("draw", "texts"),
+    [
+        (lambda: plots.topic_words(np.diag([4.0, 3, 2, 1]) + 1, NO_MATHS, num_words=4)[0, 0], words),
+        (lambda: plots.rows(np.zeros((4, 2, 1, 3, 3)), NO_MATHS), words),
+        (lambda: plots.rows(np.zeros((4, 2, 3)), NO_MATHS), words),
+        (
+            lambda: plots.latent_scatter(np.eye(4)[:, :2], NO_MATHS),
+            lambda ax: [text.get_text() for text in ax.get_legend().get_texts()],
+        ),
+    ],
+)
+def test_dollars_in_the_data_are_no_maths(draw, texts, tmp_path):
+    """What matplotlib draws are the very texts, of which it would take the second for a formula."""
+    ax = draw()
+    plots.save(ax, tmp_path / "picture.png")
+    shown = [matplotlib.text.Text()._preprocess_math(text) for text in texts(ax)]
+    assert sorted(shown) == sorted((text, False) for text in NO_MATHS)
+
+
 def test_save_refuses_a_missing_folder_and_another_format(tmp_path):
     ax = plots.image_grid(np.zeros((1, 4, 4)))
     with pytest.raises(FileNotFoundError, match=r"path .*missing.*makedirs"):

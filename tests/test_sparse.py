@@ -34,6 +34,13 @@ SOURCES = {
     "torch csr": lambda m: torch.sparse_csr_tensor(
         torch.as_tensor(m.indptr), torch.as_tensor(m.indices), torch.as_tensor(m.data), m.shape, check_invariants=True
     ),
+    "torch csr with doubles": lambda m: torch.sparse_csr_tensor(
+        torch.as_tensor(2 * m.indptr),
+        torch.as_tensor(m.indices.repeat(2)),
+        torch.as_tensor(m.data / 2).float().repeat_interleave(2),
+        m.shape,
+        check_invariants=False,
+    ),
 }
 
 
@@ -294,6 +301,19 @@ def test_a_matrix_with_its_vocabulary(untouched):
     assert own.name == "mine"
     dense = load_corpus(matrix.toarray(), WORDS, validation=0, test=0)
     assert torch.equal(dense.train["x"].to_dense(), own.train["x"].to_dense())
+
+
+def test_a_vocabulary_of_columns_is_in_their_order():
+    """scikit-learn's `vocabulary_`, word -> column, in the order that the texts have the words in."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    vectorizer = CountVectorizer()
+    matrix = vectorizer.fit_transform(["the cat sat", "a cat and a dog", "dog days"])
+    assert list(vectorizer.vocabulary_) != sorted(vectorizer.vocabulary_)
+    words = list(vectorizer.get_feature_names_out())
+    assert load_corpus(matrix, vectorizer.vocabulary_, validation=0, test=0).vocabulary == words
+    with pytest.raises(ValueError, match=r"vocabulary has 2 words for the columns 1, 2, 0 to 1 are wanted"):
+        load_corpus(matrix, {"cat": 2, "dog": 1})
 
 
 def test_texts_go_through_count_vectorizer(tmp_path):

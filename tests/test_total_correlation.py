@@ -271,6 +271,8 @@ def test_other_latents_are_refused_by_name(make, message):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="gamma is -1, a number of at least 0"):
         TotalCorrelation(gamma=-1)
+    with pytest.raises(ValueError, match="data_size is -4; pass a whole number of at least 1"):
+        TotalCorrelation(data_size=-4)
     with pytest.raises(ValueError, match="data_size is 3, the batch alone has 5 rows; pass the size of the data set"):
         TotalCorrelation(data_size=3).per_datum(ledger(Codes(), X))
 

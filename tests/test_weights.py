@@ -8,7 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian, LooseLinearGaussian, Mixture
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 from pyrovae.models.base import structure
 from pyrovae.objectives import ELBO, IWAE, ledger, log_weights
@@ -359,6 +361,51 @@ def test_pairs_that_do_not_vectorise_are_looped_over():
     torch.testing.assert_close(weights, pair.log_prob(x).expand(3, 6), rtol=0, atol=1e-12)
 
 
+class Normed(LooseLinearGaussian):
+    """A batch norm after the decoder, whose features are the rows of (K, B, D) where B is D."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5, dtype=torch.float64)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.norm(z @ self.weight.T + self.bias)
+            pyro.sample("x", dist.Normal(loc, self.scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 6])
+def test_a_batch_norm_is_no_norm_of_rows_where_these_are_as_many(rows):
+    """A new one is the identity in evaluation mode along any dim, so that B == D gave the right weights, until it was
+    trained: the rows of particle k were normalised together, each by itself.
+    """
+    pair, x = Normed().train(), LinearGaussian().sample(rows)
+    with pytest.warns(UserWarning, match="does not vectorise over particles"):
+        weights = same_seed(lambda: log_weights(pair, x, num_particles=3))
+    again = same_seed(lambda: torch.cat([log_weights(pair, x) for _ in range(3)]))
+    torch.testing.assert_close(weights, again, rtol=0, atol=0)
+
+
+def test_programs_of_one_number_of_rows_are_looked_at_with_these_alone():
+    """A guide with parameters for each datum, or a model given x, takes no fewer: particles are another thing."""
+
+    class Local(LooseLinearGaussian):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.randn(6, 2, dtype=torch.float64))
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc, 1.0).to_event(1))
+
+    pair = Local()
+    x = pair.sample(6)
+    assert log_weights(pair, x, num_particles=3).shape == (3, 6)
+    pair = LooseLinearGaussian()
+    assert log_weights((poutine.condition(pair.model, {"x": x}), pair.guide), x, num_particles=3).shape == (3, 6)
+
+
 def test_a_silently_wrong_broadcast_is_found():
     """Normalising over dim 0 is over the batch for (B, L) and over particles for (K, B, L): no error, another value."""
 
@@ -447,10 +494,16 @@ def test_plates_are_found_or_asked_for():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="num_particles is 0"):
         ledger(LinearGaussian(), torch.zeros(2, 5, dtype=torch.float64), num_particles=0)
-    with pytest.raises(ValueError, match="num_particles is 0"):
-        IWAE(0)
+    for wrong in (0, True, 2.0):
+        with pytest.raises(ValueError, match=f"num_particles is {wrong}; pass a whole number of at least 1"):
+            IWAE(wrong)
     with pytest.raises(ValueError, match="beta is -1"):
         ELBO(beta=-1)
+    with pytest.raises(ValueError, match=r"beta is -1\.0, a number of at least 0"):
+        ELBO(beta=torch.tensor(-1.0))
+    with pytest.raises(ValueError, match=r"beta\['z'\] is nan"):
+        ELBO(beta={"z": torch.tensor([1.0, math.nan])})
+    assert ELBO(beta=(beta := torch.tensor(2.0, requires_grad=True))).beta is beta
     with pytest.raises(TypeError, match="not a model with its guide"):
         log_weights(3, torch.zeros(2))
 

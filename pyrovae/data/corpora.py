@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test")
 
 def load_corpus(
     source: Any,
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Sequence[str] | Mapping[str, int] | None = None,
     *,
     vectorizer: Any = None,
     drop_empty: bool = False,
@@ -46,7 +46,8 @@ def load_corpus(
 
     Args:
         source: see above.
-        vocabulary: the words of the columns of x; of texts, files and folders it is found.
+        vocabulary: the words of the columns of x, or the column of each word, such as scikit-learn's `vocabulary_`; of
+            texts, files and folders it is found.
         vectorizer: for texts. Default: `CountVectorizer(stop_words="english", max_features=2000)`.
         drop_empty: leave documents without a word of the vocabulary out, where they would be an error.
         validation, test: rows to hold out, or their fraction of the training rows; default 0.1, unless the source has
@@ -61,7 +62,7 @@ def load_corpus(
         FileNotFoundError: for files that are not there.
         TypeError: for another source.
         ValueError: for negative, fractional or missing counts and empty documents, with their rows, and for a
-            vocabulary of another length.
+            vocabulary of another length or of other columns.
 
     >>> texts = ["the cat sat", "a cat and a dog", "dog days", "cats", "sat nav"]
     >>> data = load_corpus(texts, validation=0, test=1, drop_empty=True)
@@ -87,7 +88,7 @@ def load_corpus(
         parts, vocabulary = _counted(parts, vocabulary, vectorizer)
     if vocabulary is None:
         raise ValueError("vocabulary is None, the words of the columns are wanted; pass a list of one word for each")
-    words = [str(word) for word in vocabulary]
+    words = [str(word) for word in (_in_order(vocabulary) if isinstance(vocabulary, Mapping) else vocabulary)]
     columns: Parts = {}
     for part, matrix in parts.items():
         if not is_sparse(matrix):
@@ -145,7 +146,18 @@ def _rows(index: torch.Tensor) -> str:
     return f"row{'s' if len(index) > 1 else ''} {shown}{', ...' if len(index) > 5 else ''}"
 
 
-def _named(source: str | os.PathLike[str], vocabulary: Sequence[str] | None) -> tuple[dict[str, Any], Any]:
+def _in_order(columns: Mapping[str, int]) -> list[str]:
+    """The words by their columns, whatever the order of the mapping."""
+    if (found := sorted(columns.values())) != list(range(len(columns))):
+        shown = ", ".join(map(str, found[:5]))
+        raise ValueError(
+            f"vocabulary has {len(columns)} words for the columns {shown}{', ...' if len(columns) > 5 else ''}, 0 to "
+            f"{len(columns) - 1} are wanted; pass a list of one word for each column"
+        )
+    return sorted(columns, key=columns.__getitem__)
+
+
+def _named(source: str | os.PathLike[str], vocabulary: Any) -> tuple[dict[str, Any], Any]:
     """What a name or a path stands for: matrices with their vocabulary, or texts."""
     if source == "20newsgroups":
         from sklearn.datasets import fetch_20newsgroups
@@ -178,7 +190,7 @@ def _matrix(file: Path) -> Any:
 
 
 def _counted(
-    parts: dict[str, Any], vocabulary: Sequence[str] | None, vectorizer: Any
+    parts: dict[str, Any], vocabulary: Sequence[str] | Mapping[str, int] | None, vectorizer: Any
 ) -> tuple[dict[str, Any], Sequence[str]]:
     """Texts as matrices of counts, and the words of their columns."""
     from sklearn.feature_extraction.text import CountVectorizer

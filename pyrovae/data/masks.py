@@ -101,7 +101,7 @@ def incomplete(x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, 
 
     Raises:
         ValueError: for a mask of another shape or with other values than 0 and 1, for rows without an observed value,
-            and for NaN that the mask calls observed: rows are named.
+            and for infinities, or NaN that the mask calls observed: rows are named.
 
     >>> incomplete(np.array([[1.0, np.nan], [np.nan, 4.0]])).rows(slice(2))
     (tensor([[1., 4.],
@@ -119,7 +119,8 @@ def incomplete(x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, 
         )
     first = seen.byte().argmax(0, keepdim=True)  # the first observed row of each column; row 0 where there is none
     filled = torch.where(seen, x, x.gather(0, first))
-    return Split({"x": torch.nan_to_num(filled, nan=0.0), "mask": seen, **others})
+    # A column that is never observed may have no number to show; an infinity that is observed is the Split's to refuse.
+    return Split({"x": filled.masked_fill(~(seen | filled.isfinite()), 0.0), "mask": seen, **others})
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def padded(sequences: Sequence[Any], duration: int | None = None) -> dict[str, T
         duration: T. Default: the longest length.
 
     Returns:
-        x and lengths, by name, as `HMM` takes them.
+        x, of the dtype that holds all sequences, and lengths, by name, as `HMM` takes them.
 
     Raises:
         ValueError: for none, sequences without steps, steps of different shapes, or a duration that is too short.
@@ -45,7 +46,8 @@ def padded(sequences: Sequence[Any], duration: int | None = None) -> dict[str, T
     longest = max(lengths)
     if duration is not None and duration < longest:
         raise ValueError(f"duration is {duration}, the longest sequence has {longest} steps; pass duration={longest}")
-    x = tensors[0].new_zeros(len(tensors), duration or longest, *tensors[0].shape[1:])
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    x = tensors[0].new_zeros(len(tensors), duration or longest, *tensors[0].shape[1:], dtype=dtype)
     for row, tensor in zip(x, tensors, strict=True):
         row[: len(tensor)] = tensor
     return {"x": x, "lengths": torch.tensor(lengths)}

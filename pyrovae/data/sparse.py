@@ -121,12 +121,14 @@ class SparseRows:
 
     @classmethod
     def _of_tensor(cls, matrix: Tensor) -> SparseRows:
-        if matrix.layout == torch.sparse_csr:
-            starts, columns, values = matrix.crow_indices().long(), matrix.col_indices(), matrix.values()
-        else:  # not by to_sparse_csr, which warns that it is in beta
-            matrix = matrix.coalesce()
-            (rows, columns), values = matrix.indices(), matrix.values()
-            starts = torch.bincount(rows + 1, minlength=len(matrix) + 1).cumsum(0)
+        if matrix.layout == torch.sparse_csr:  # not by to_sparse, which loses all but one of the values for one place
+            rows = torch.arange(len(matrix), device=matrix.device).repeat_interleave(matrix.crow_indices().diff())
+            index = torch.stack([rows, matrix.col_indices().long()])
+            matrix = torch.sparse_coo_tensor(index, matrix.values(), matrix.shape, check_invariants=False)
+        matrix = matrix.coalesce()
+        (rows, columns), values = matrix.indices(), matrix.values()
+        # Not by to_sparse_csr, which warns that it is in beta.
+        starts = torch.bincount(rows + 1, minlength=len(matrix) + 1).cumsum(0)
         values = values.clone() if values.is_floating_point() else values.to(torch.get_default_dtype())
         return cls(starts, columns.int(), values, matrix.shape[1])
 

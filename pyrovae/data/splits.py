@@ -27,6 +27,8 @@ def hold_out(
     defaults = {"validation": 0.1 if last is None else last, "test": 0.1}
     counts = []
     for part, value in asked.items():
+        if isinstance(value, bool):
+            raise ValueError(f"{part} is {value}, a number of rows or their fraction is wanted; pass {part}=0.1, say")
         if part in parts and value is not None:
             raise ValueError(f"{part} is {value}, but {name} has {part} rows of its own; leave {part}=None")
         size = value if value is not None else 0 if part in parts else defaults[part]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from pyrovae.nets.layers import MLP, ConvEncoder, channel_numbers, halvings, image_shape, leading_shape
 
@@ -114,8 +114,8 @@ class PartialConv2d(nn.Conv2d):
         out = 0                            and m' = 0    where it has none
 
     Sums are over the window's pixels and channels; those that lie in the zero padding count in neither, so that a full
-    mask gives the plain convolution everywhere. (In the authors' code the padding counts as missing, and a full mask
-    raises the outputs at the border.) The new mask is the same for all output channels.
+    mask gives the plain convolution wherever a window has a pixel. (In the authors' code the padding counts as missing,
+    and a full mask raises the outputs at the border.) The new mask is the same for all output channels.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, bias: as in `nn.Conv2d`; no dilation and no groups.
@@ -166,7 +166,9 @@ class PartialConv2d(nn.Conv2d):
         kernel: Any = self.kernel_size
         stride: Any = self.stride
         padding: Any = self.padding
-        return avg_pool2d(image, kernel, stride, padding, divisor_override=1)
+        height, width = padding
+        padded = pad(image, (width, width, height, height))  # by hand: pooling takes half a window at most, Conv2d more
+        return avg_pool2d(padded, kernel, stride, divisor_override=1)
 
 
 class PartialConvEncoder(nn.Module):

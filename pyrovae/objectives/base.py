@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyrovae.models.base import Functions, Structure, structure
 from pyrovae.objectives.weights import Ledger, Term, ledger
 
-__all__ = ["Objective", "number", "spelled", "weight"]
+__all__ = ["Objective", "number", "spelled", "weight", "whole"]
 
 
 class Objective(pyro.infer.ELBO):
@@ -48,9 +48,7 @@ class Objective(pyro.infer.ELBO):
     critic: nn.Module | None = None
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None):
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles is {num_particles!r}; pass a whole number of at least 1")
-        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        super().__init__(num_particles=whole("num_particles", num_particles), vectorize_particles=True)
         self.plate = plate
         self._known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, Structure]]] = WeakKeyDictionary()
 
@@ -147,13 +145,27 @@ def number(name: str, value: Any) -> Any:
     return value
 
 
+def whole(name: str, value: Any) -> int:
+    """The value.
+
+    Raises:
+        ValueError: unless it is a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1")
+    return value
+
+
 def weight(name: str, value: Any) -> Any:
-    """The value: a number as `number` takes it, or what changes, a schedule or a tensor.
+    """The value: a number as `number` takes it, or what changes, a schedule or a tensor of such numbers.
 
     Raises:
         ValueError: for anything else.
     """
-    return value if isinstance(value, Tensor) or hasattr(value, "value") else number(name, value)
+    if not hasattr(value, "value"):
+        for element in value.flatten().tolist() if isinstance(value, Tensor) else [value]:
+            number(name, element)
+    return value
 
 
 def spelled(value: Any) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae.models.base import Structure
 from pyrovae.models.traces import is_point
-from pyrovae.objectives.base import Objective, weight
+from pyrovae.objectives.base import Objective, weight, whole
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.weights import Ledger
 
@@ -45,9 +45,7 @@ class Contractive(Objective):
 
     def __init__(self, beta: Any = 0.1, *, num_projections: int = 1, plate: str | None = None) -> None:
         super().__init__(plate=plate)
-        if isinstance(num_projections, bool) or not isinstance(num_projections, int) or num_projections < 1:
-            raise ValueError(f"num_projections is {num_projections!r}; pass a whole number of at least 1")
-        self.beta, self.num_projections = weight("beta", beta), num_projections
+        self.beta, self.num_projections = weight("beta", beta), whole("num_projections", num_projections)
 
     def draw(self, pair: Any, *batch: Any, known: Structure) -> Ledger:
         """One particle, of data that derivatives are taken for."""

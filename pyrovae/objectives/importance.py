@@ -14,7 +14,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from pyrovae.objectives.base import Objective
+from pyrovae.objectives.base import Objective, number
 from pyrovae.objectives.weights import Ledger
 
 __all__ = ["CIWAE", "IWAE", "MIWAE", "Renyi", "WeightBound"]
@@ -142,7 +142,7 @@ class CIWAE(WeightBound):
 
     def __init__(self, num_particles: int = 64, *, beta: float = 0.5, plate: str | None = None):
         super().__init__(num_particles, plate=plate)
-        if not 0 <= beta <= 1:
+        if number("beta", beta) > 1:
             raise ValueError(f"beta is {beta}, the weight of the ELBO is between 0 and 1; pass beta=0.5")
         self.beta = beta
 

@@ -75,6 +75,8 @@ def vectorises(pair: PairLike, batch: Sequence[Any], known: Structure) -> bool:
             without_autocast(*tensors),
         ):
             difference = _difference_from_loop(pair, batch, known)
+            if difference is None and (fewer := _fewer_rows(pair, batch, known)):
+                difference = _difference_from_loop(pair, fewer, known)
         known.vectorises = difference is None
         if difference is not None:
             warnings.warn(
@@ -96,15 +98,28 @@ def without_autocast(*values: Any) -> Iterator[None]:
         yield
 
 
+def _fewer_rows(pair: PairLike, batch: Sequence[Any], known: Structure) -> list[Any]:
+    """The batch without its first row, where the pair runs on that; else nothing.
+
+    A layer that counts dims from the left takes the rows of (K, B, D) for its D features where B is D, and a batch norm
+    that was not trained yet shows that by no other value.
+    """
+    rows = [isinstance(value, Tensor) and value.dim() > 0 and len(value) == known.rows for value in batch]
+    fewer = [value[1:] if is_rows else value for value, is_rows in zip(batch, rows, strict=True)]
+    if known.rows < 2 or not any(rows):
+        return []
+    with contextlib.suppress(Exception):  # a program may be one of so many rows: conditioned, say
+        _scores(traces(pair, fewer, 1, known, enumerate_sites=False))
+        return fewer
+    return []
+
+
 def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure) -> str | None:
     try:
         together = traces(pair, batch, 2, known, enumerate_sites=False)
         one = {site["name"]: site for trace in together for site in random_sites(trace) if not site["is_observed"]}
         # Before another run: transforms that are modules remember their last value only.
-        scores = [
-            {s["name"]: s["fn"].log_prob(s["value"]) for s in random_sites(trace) if has_density(s["fn"])}
-            for trace in together
-        ]
+        scores = _scores(together)
         noises = {name: noise for name, site in one.items() if (noise := _noise(site)) is not None}
         for k in (0, 1):
             drawn = Trace()
@@ -134,6 +149,13 @@ def _difference_from_loop(pair: PairLike, batch: Sequence[Any], known: Structure
     except Exception as error:  # whatever a program raises when its tensors get one more dim
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
+
+
+def _scores(of: Sequence[Trace]) -> list[dict[str, Tensor]]:
+    """log p or log q of each site that has a density, for each trace."""
+    return [
+        {s["name"]: s["fn"].log_prob(s["value"]) for s in random_sites(trace) if has_density(s["fn"])} for trace in of
+    ]
 
 
 def _flow(fn: Any) -> TransformedDistribution | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.models.base import Structure
-from pyrovae.objectives.base import Objective, weight
+from pyrovae.objectives.base import Objective, weight, whole
 from pyrovae.objectives.draws import Term, at_least_float32
 from pyrovae.objectives.particles import PARTICLES
 from pyrovae.objectives.weights import Ledger
@@ -185,7 +185,7 @@ class TotalCorrelation(Objective):
         plate: name of the data plate, where it is not plain.
 
     Raises:
-        ValueError: for a weight below 0.
+        ValueError: for a weight below 0, or a data_size below 1.
 
     Source: Chen, Li, Grosse & Duvenaud 2018, https://arxiv.org/abs/1802.04942, eqs. 2 and 4.
 
@@ -209,7 +209,7 @@ class TotalCorrelation(Objective):
         super().__init__(num_particles, plate=plate)
         self.alpha, self.beta, self.gamma = weight("alpha", alpha), weight("beta", beta), weight("gamma", gamma)
         self.estimator = estimator
-        self.data_size = data_size
+        self.data_size = None if data_size is None else whole("data_size", data_size)
 
     @property
     def is_bound(self) -> bool:  # type: ignore[override]

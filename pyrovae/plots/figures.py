@@ -35,6 +35,7 @@ __all__ = [
     "new_figure",
     "save",
     "shades",
+    "verbatim",
 ]
 
 Values = torch.Tensor | npt.ArrayLike
@@ -110,6 +111,11 @@ def finite(name: str, values: Any) -> np.ndarray:
     if bad := int((~np.isfinite(array)).sum()):
         raise ValueError(f"{name} is NaN or infinite in {bad} of its {array.size} values; leave those rows out")
     return array
+
+
+def verbatim(text: Any) -> str:
+    """A text of the data as it is: matplotlib takes what is between two dollars for a formula, or fails to."""
+    return str(text).replace("$", r"\$")
 
 
 def draw_legend(ax: Axes, **options: Any) -> None:

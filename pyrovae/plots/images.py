@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyrovae.plots.events import as_events, draw_lines, draw_tiles
-from pyrovae.plots.figures import BLUE, GREY, Values, axes_of, dot_area, draw_histogram, name_axes, name_entries, shades
+from pyrovae.plots.figures import (
+    BLUE,
+    GREY,
+    Values,
+    axes_of,
+    dot_area,
+    draw_histogram,
+    name_axes,
+    name_entries,
+    shades,
+    verbatim,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,6 +156,7 @@ def rows(
     data = as_events("images", images, 2, image_shape)
     if len(names) != len(data):
         raise ValueError(f"names are {len(names)} for {len(data)} rows; pass one for each")
+    texts = [verbatim(name) for name in names]
     if data.ndim == 3:
-        return draw_lines(data, ax, shades(data.shape[1]), list(names), "row", ["first", "last"])
-    return draw_tiles(data, ax, rows=list(names))
+        return draw_lines(data, ax, shades(data.shape[1]), texts, "row", ["first", "last"])
+    return draw_tiles(data, ax, rows=texts)

@@ -25,6 +25,7 @@ from pyrovae.plots.figures import (
     finite,
     name_axes,
     shades,
+    verbatim,
 )
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ def latent_scatter(z: Values, labels: Values | Sequence[str] | None = None, *, a
 
         style: dict[str, Any] = {"linestyle": "", "markersize": 5}
         handles = [
-            Line2D([], [], color=PALETTE[k % len(PALETTE)], marker=MARKERS[k // len(PALETTE)], label=str(name), **style)
-            for k, name in enumerate(classes.tolist())
+            Line2D([], [], color=PALETTE[k % len(PALETTE)], marker=MARKERS[k // len(PALETTE)], label=name, **style)
+            for k, name in enumerate(map(verbatim, classes.tolist()))
         ]
         draw_legend(ax, handles=handles, **BESIDE | {"ncols": math.ceil(len(classes) / 20)})
     return name_axes(ax, *names)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrovae.plots.figures import BLUE, Values, finite, new_figure
+from pyrovae.plots.figures import BLUE, Values, finite, new_figure, verbatim
 
 __all__ = ["topic_words"]
 
@@ -59,7 +59,7 @@ def topic_words(
         values = weights[number][top]
         ax.set_axis_on()
         ax.barh(np.arange(num_words), values, height=0.75, color=color)
-        ax.set_yticks(np.arange(num_words), [vocabulary[word] for word in top], fontsize=7)
+        ax.set_yticks(np.arange(num_words), [verbatim(vocabulary[word]) for word in top], fontsize=7)
         ax.invert_yaxis()
         ax.set_xlim(min(0.0, values.min()), max(values.max(), 0.0) or 1.0)
         ax.set_xticks([])
