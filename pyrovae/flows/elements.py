@@ -107,6 +107,7 @@ class SplineElements:
         a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * rise
         discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)  # positive, but for rounding
         t = 2 * c / (-b - discriminant.sqrt())  # the form of the root that does not cancel
+        t = t + (t.clamp(0, 1) - t).detach()  # rounding may lead out of the bin; dx/dy is still the root's
         return torch.where(inside, x0 + t * width, y), torch.where(inside, _log_slope(t, s, d0, d1), 0.0)
 
     def _bin(self, value: Tensor, parameters: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
