@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrovae.distributions import MixtureSameFamily
 from pyrovae.nets import as_shape
 from pyrovae.priors.covariances import Covariance, DiagonalCovariance
 
@@ -81,7 +82,7 @@ class GaussianMixture(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(z)."""
-        return dist.MixtureSameFamily(self.component(), self.components())
+        return MixtureSameFamily(self.component(), self.components())
 
     @property
     def scale(self) -> Tensor:
