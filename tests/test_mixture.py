@@ -304,6 +304,17 @@ def test_all_values_of_x_have_the_brute_force_probability_and_sum_to_one(classes
     assert found.sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("make", [CategoricalMixture, BayesianCategoricalMixture])
+def test_bits_may_be_whole_numbers(make):
+    pair, x = make(3, 4), bits()
+    bound = TraceEnum_ELBO(max_plate_nesting=1)
+    losses = []
+    for each in (x, x.long(), x.bool()):
+        torch.manual_seed(0)
+        losses.append(bound.loss(pair.model, pair.guide, each))
+    assert losses[0] == losses[1] == losses[2]
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_em_of_classes_is_the_m_step_by_hand_and_ends_at_a_maximum(classes):
     x = bits(classes=classes)

@@ -71,7 +71,7 @@ class Bernoulli(_Binary):
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Bernoulli(sigmoid(logits(h)))."""
         (logits,) = self.head(features)
-        return dist.Bernoulli(logits=logits).to_event(len(self.event_shape))
+        return distributions.Bernoulli(logits=logits).to_event(len(self.event_shape))
 
 
 class CrossEntropy(_Binary):

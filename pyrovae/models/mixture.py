@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pyrovae.distributions import Bernoulli
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import filled
 from pyrovae.nets import as_shape, leading_shape
@@ -272,7 +273,7 @@ class CategoricalMixture(_Summed):
 def product(logits: Tensor, event_dims: int) -> dist.TorchDistribution:
     """Independent categoricals of log-probabilities (..., *event, V); Bernoullis, which have a mean, where V is 2."""
     if logits.size(-1) == 2:
-        return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dims)
+        return Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dims)
     return dist.Categorical(logits=logits).to_event(event_dims)
 
 
