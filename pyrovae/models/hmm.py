@@ -181,7 +181,8 @@ class _GivenPath(HiddenMarkov):
 
     def log_prob(self, value: Tensor) -> Tensor:
         each = self.potentials(value)
-        path = self.path.expand(torch.broadcast_shapes(self.path.shape, each.shape[:-1]))
+        own = (*self.batch_shape, each.shape[-2])
+        path = self.path.expand(torch.broadcast_shapes(self.path.shape, each.shape[:-1], own))
         each = each.expand(*path.shape, -1).gather(-1, path[..., None])[..., 0]
         return torch.where(self.chain.valid, each, 0.0).sum(-1)
 
