@@ -12,7 +12,7 @@ from pyrovae.distributions.gumbel import GumbelOneHot, LinearOneHot
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
-from pyrovae.distributions.stock import Bernoulli, MixtureSameFamily
+from pyrovae.distributions.stock import Bernoulli, MixtureSameFamily, Multinomial
 from pyrovae.distributions.wishart import Wishart
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
@@ -31,6 +31,7 @@ __all__ = [
     "LinearOneHot",
     "MarkovChain",
     "MixtureSameFamily",
+    "Multinomial",
     "NearestCode",
     "TolerantDelta",
     "Wishart",

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor
 
-__all__ = ["Bernoulli", "MixtureSameFamily"]
+__all__ = ["Bernoulli", "MixtureSameFamily", "Multinomial"]
 
 
 class Bernoulli(dist.Bernoulli):
@@ -30,3 +30,30 @@ class MixtureSameFamily(dist.MixtureSameFamily):
     def support(self) -> constraints.Constraint:
         """That of the components."""
         return self.component_distribution.support
+
+
+class Multinomial(dist.Multinomial):
+    """Pyro's `Multinomial`, of counts that sum to total_count: Pyro's takes smaller sums, and scores them as their own.
+
+    >>> import torch
+    >>> Multinomial(3, torch.ones(2)).support.check(torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
+    tensor([ True, False])
+    """
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Counts of one sum."""
+        return _Counts(self.total_count)
+
+
+class _Counts(constraints.Constraint):
+    is_discrete, event_dim = True, 1
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def check(self, value: Tensor) -> Tensor:
+        return ((value >= 0) & (value == value.floor())).all(-1) & (value.sum(-1) == self.total)
+
+    def __repr__(self) -> str:
+        return f"counts that sum to {self.total}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_size
 
 __all__ = ["AffineElements", "Elements", "SplineElements"]
 
@@ -84,7 +84,7 @@ class SplineElements:
     """
 
     def __init__(self, *, num_bins: int = 8, bound: float = 3.0) -> None:
-        (num_bins,) = as_shape(num_bins, "num_bins")
+        num_bins = as_size(num_bins, "num_bins")
         if not 2 <= num_bins <= 500:
             raise ValueError(f"num_bins is {num_bins}, expected 2 to 500 pieces; pass num_bins=8")
         if not 0 < bound < math.inf:

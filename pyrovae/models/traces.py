@@ -102,7 +102,7 @@ def told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
         said = re.split(r"\n *Trace Shapes:", str(error))[0]  # Pyro appends a table of the trace so far
-        said = " ".join(said.split())[:300]
+        said = " ".join(said.split())[:300] or type(error).__name__
         if isinstance(error, ValueError):
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]
