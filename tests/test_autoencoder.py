@@ -261,6 +261,18 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(Autoencoder, 5, 2, posterior=conditionals.IAF),
+        lambda: Autoencoder.of(VAE(5, 2, posterior=conditionals.IAF)),
+    ],
+)
+def test_a_posterior_without_a_mean_has_no_code(make):
+    with pytest.raises(TypeError, match=r"posterior is a IAF, .* has no mean to be the code; pass posterior=Point"):
+        pv.elbo(make(), torch.ones(3, 5))
+
+
 # A pair's own modules -------------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,21 @@ def test_the_log_jacobian_counts(closed_form):
     assert parts.elbo.value < log_p(X).mean()
 
 
+@pytest.mark.parametrize("autoguide", [AutoNormal, AutoDiagonalNormal])
+def test_a_mixture_as_prior_has_the_support_of_its_components(autoguide):
+    pyro.set_rng_seed(0)
+    vae = pv.VAE(5, 2, hidden=(7,), prior=partial(pv.priors.GaussianMixture, num_components=3))
+    x, guide = torch.rand(6, 5).round(), autoguide(vae.model)
+    guide(x)
+    pyro.set_rng_seed(1)
+    loss = Trace_ELBO().loss(vae.model, guide, x)
+    pyro.set_rng_seed(1)
+    drawn = pyro.poutine.trace(guide).get_trace(x)
+    z = drawn.nodes["z"]["value"]
+    joint = vae.prior().log_prob(z) + vae.likelihood(vae.decoder(z)).log_prob(x)
+    assert loss == pytest.approx((drawn.log_prob_sum() - joint.sum()).item(), rel=1e-5)
+
+
 def test_a_step_is_that_of_stock_pyro():
     """Same seed, same gradient, with the closed form where there is one."""
     gradients = []

@@ -9,6 +9,8 @@ from torch import distributions as td
 from torch import nn
 
 from pyrovae import conditionals as c
+from pyrovae import fit
+from pyrovae.models import VAE
 from pyrovae.priors import StandardNormal
 
 
@@ -257,6 +259,19 @@ def test_floors_and_counts_come_from_the_options():
     assert base.levels == 16
     assert c.Multinomial(3, 5, total_count=9)(torch.zeros(3)).sample().sum() == 9
     assert c.Categorical(3, 5, num_classes=4)(torch.zeros(3)).base_dist.logits.shape == (5, 4)
+
+
+def test_counts_of_another_total_are_refused():
+    d = c.Multinomial(3, 2, total_count=4)(torch.zeros(3))
+    every = torch.tensor([[0.0, 4.0], [1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [4.0, 0.0]])
+    torch.testing.assert_close(d.log_prob(every).exp().sum(), torch.tensor(1.0))
+    for total in (3.0, 5.0):
+        x = torch.tensor([total - 2, 2.0])
+        with pytest.raises(ValueError, match=r"counts that sum to 4"):
+            d.log_prob(x)
+        pair = VAE(2, 1, likelihood=partial(c.Multinomial, total_count=4)).float()
+        with pytest.raises(ValueError, match=r"values that site 'x' cannot give: .* counts that sum to 4"):
+            fit(pair, x.float().expand(6, -1), max_epochs=1, progress=False)
 
 
 @pytest.mark.parametrize("conditional", [c.Bernoulli, c.CrossEntropy])

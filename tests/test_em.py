@@ -524,6 +524,31 @@ def test_restart_puts_back_the_rows_of_a_batch_only():
     assert logits.sum(1).tolist() == [3.0, 0.0, 3.0, 3.0, 0.0, 3.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_local_parameters_of_whole_numbers_alone_have_the_dtype_of_the_latents(dtype):
+    def counts(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            pyro.sample("x", dist.Poisson(z.exp()), obs=x)
+
+    x = torch.tensor([0, 3, 1])
+    pair = MeanField(counts, x)
+    assert {p.dtype for p in pair.parameters()} == {dtype}
+    z = pair.factor("z", torch.tensor([0, 2])).sample()
+    q = dist.Normal(torch.zeros(2, dtype=dtype), 1.0)
+    assert torch.equal(pair.factor("z", torch.tensor([0, 2])).log_prob(z), q.log_prob(z))
+
+
+def test_local_parameters_of_whole_numbers_and_labels_have_the_default_dtype():
+    def labels(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Poisson(torch.tensor([1.0, 4.0])[c]), obs=x)
+
+    (logits,) = MeanField(labels, torch.tensor([0, 3, 1])).parameters()
+    torch.testing.assert_close(logits, torch.zeros(3, 2), rtol=0, atol=0)  # the dtype too
+
+
 def test_chains_reject_what_leaves_the_numbers():
     """log p(r | x) of a Gamma is minus infinity far out, where Pyro's checks raised."""
 

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Predictive, TraceEnum_ELBO
+from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 from torch.nn.functional import one_hot
 
 from pyrovae import (
@@ -327,6 +327,25 @@ def test_weights_with_the_path_as_a_site_are_log_p_of_x():
     within = torch.arange(4) < batch[1][:, None]
     error = (want * (1 - want) / 4000).sqrt()
     assert ((found - want).abs() <= 4.5 * error + 1e-12)[within].all()
+
+
+def test_a_path_that_is_given_counts_for_every_particle():
+    hmm, (x, lengths) = made()
+    path = torch.randint(3, (len(x), 4))
+    want = sum(each[tuple(s[:n].tolist())] for each, s, n in zip(by_hand(hmm, x, lengths), path, lengths, strict=True))
+    given = poutine.condition(hmm.with_states.model, {"s": path})
+    vectorised = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    assert vectorised.loss(given, hmm.guide, x, lengths) == pytest.approx(-want.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda: HMM((4, 2), 3), lambda: BayesianHMM((4, 2), 3)])
+def test_bits_may_be_whole_numbers(make):
+    pair, x = make(), torch.rand(5, 4, 2).round()
+    losses = []
+    for each in (x, x.long(), x.bool()):
+        pyro.set_rng_seed(0)
+        losses.append(Trace_ELBO().loss(pair.model, pair.guide, each, LENGTHS))
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_pyros_chain_has_a_state_before_the_first_datum():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -272,6 +273,36 @@ def test_frozen_modules_stay_as_they_are():
     frozen.load_state_dict({f"module.{name}": value + 1 for name, value in layers.state_dict().items()})
     assert torch.equal(frozen.module[0].weight, layers[0].weight + 1)
     assert frozen.double().module[0].weight.dtype == torch.float64
+
+
+PRIORS_OF_POSTERIORS = {
+    "VampPrior": partial(pv.priors.VampPrior, num_components=3, std=0.5),
+    "AggregatedPosterior": partial(pv.priors.AggregatedPosterior, points=torch.eye(5)),
+}
+
+
+@pytest.mark.parametrize("view", [lambda matching: matching, pv.PosteriorMatching.partial_vae])
+@pytest.mark.parametrize("name", PRIORS_OF_POSTERIORS)
+def test_a_fitted_prior_of_posteriors_goes_where_its_pair_goes(name, view):
+    """p(z) is made of the fitted encoder, so that this is in the state, moves along and stays in evaluation mode."""
+    encoder = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.5))
+    fitted = pv.VAE(5, 2, encoder=encoder, hidden=(7,), prior=PRIORS_OF_POSTERIORS[name])
+    other = copy.deepcopy(fitted)
+    torch.nn.init.ones_(other.posterior.head.layer.bias)
+    one, other = (pv.PosteriorMatching(each, hidden=(7,)) for each in (fitted, other))
+    z = torch.randn(4, 2)
+    want = fitted.eval().prior().log_prob(z)
+    assert not torch.allclose(view(other).prior().log_prob(z), want)
+    loaded = view(other)
+    loaded.load_state_dict(view(one).state_dict())
+    for pair in (view(one).train(), loaded.train(), copy.deepcopy(view(one)), view(copy.deepcopy(one))):
+        assert torch.equal(pair.prior().log_prob(z), want)
+    with torch.no_grad():  # what the copies are made of is theirs
+        for parameter in fitted.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(view(one).prior().log_prob(z), want)
+    moved = view(one).double().prior().log_prob(z.double())
+    torch.testing.assert_close(moved, want.double())
 
 
 def test_training_with_random_masks_beats_the_mean_of_the_pixels():

@@ -304,6 +304,17 @@ def test_all_values_of_x_have_the_brute_force_probability_and_sum_to_one(classes
     assert found.sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("make", [CategoricalMixture, BayesianCategoricalMixture])
+def test_bits_may_be_whole_numbers(make):
+    pair, x = make(3, 4), bits()
+    bound = TraceEnum_ELBO(max_plate_nesting=1)
+    losses = []
+    for each in (x, x.long(), x.bool()):
+        torch.manual_seed(0)
+        losses.append(bound.loss(pair.model, pair.guide, each))
+    assert losses[0] == losses[1] == losses[2]
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_em_of_classes_is_the_m_step_by_hand_and_ends_at_a_maximum(classes):
     x = bits(classes=classes)
@@ -609,6 +620,29 @@ def test_kl_of_wisharts():
 
 def all_pairs(count):
     return [GaussianMixture(2, count), BayesianGaussianMixture(2, count), CategoricalMixture(2, count)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(BayesianGaussianMixture, 5, 2),
+        partial(BayesianCategoricalMixture, 5, 2),
+        partial(pv.BayesianHMM, (5,), 2),
+    ],
+)
+def test_fewer_data_than_rows_are_refused(make):
+    """The global latents would weigh as much as for three data, and the rows half."""
+    x = bits(6, 5)
+    with pytest.raises(ValueError, match="data_size is 3, the batch alone has 6 rows; pass the size of the data set"):
+        pv.elbo(make(data_size=3), x)
+    for size in (2, 6):
+        pair = make(data_size=3)
+        before = [p.clone() for p in pair.parameters()]
+        with pytest.raises(ValueError, match=r"size (is )?3, (the batch alone has 6|fewer than the 6) "):
+            pv.fit(pair, x, batch_size=size, max_epochs=1, validation=None, progress=False)
+        assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+    whole, part = (pv.structure(make(data_size=size), x) for size in (6, 60))
+    assert (whole.size, whole.subsampled, part.size, part.subsampled) == (6, False, 60, True)
 
 
 def test_more_components_than_data_are_refused():

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +15,9 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample, pyro_method
 from torch import nn
 
-from pyrovae.models import VAE
+from pyrovae import conditionals, log_weights
+from pyrovae.distributions import Flat, GumbelOneHot, LinearOneHot
+from pyrovae.models import VAE, CategoricalVAE, GaussianMixture, HierarchicalVAE, NormalizingFlow
 from pyrovae.models.base import Functions, Pair, as_pair, evaluation_mode, isolated_random_state, structure
 
 
@@ -369,6 +372,60 @@ def test_an_observation_of_the_batch_outside_the_plate_is_refused():
 
     with pytest.raises(ValueError, match="model site 'x' observes the batch outside the plate 'data'"):
         structure((outside, guide), torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            partial(VAE, 5, 2, posterior=conditionals.Bernoulli),
+            r"'z' is a density in the model \(Normal\) and a mass in the guide \(Bernoulli\)",
+        ),
+        (
+            partial(CategoricalVAE, 5, num_classes=3, posterior=conditionals.DiagonalNormal),
+            r"'y1' is a mass in the model \(LinearOneHot\) and a density in the guide \(Normal\)",
+        ),
+    ],
+)
+def test_a_density_against_a_mass_is_refused(make, message):
+    """Their difference is the log-weight of nothing."""
+    with pytest.raises(ValueError, match=message):
+        structure(make(), torch.ones(3, 5))
+
+
+def test_relaxed_categories_points_and_improper_priors_are_no_other_measure():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", LinearOneHot(torch.ones(3), validate_args=False))
+            c = pyro.sample("c", dist.Categorical(torch.ones(2)))
+            z = pyro.sample("z", Flat(torch.zeros(2)))
+            pyro.sample("x", dist.Normal(y[..., 0] + c + z[..., 0], 1.0), obs=x)
+
+    def its_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", GumbelOneHot(0.5, torch.zeros(3), hard=False))
+            pyro.sample("c", dist.Delta(torch.tensor(1)))
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    assert structure((model, its_guide), torch.zeros(4)).latent == ("y", "c", "z")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(VAE, 5, 2),
+        partial(HierarchicalVAE, 5, (2, 1)),
+        partial(GaussianMixture, 5, 2),
+        partial(NormalizingFlow, 5),
+    ],
+)
+def test_one_datum_without_a_dim_for_the_batch_is_refused(make):
+    """Its numbers would be taken for rows: five data of five numbers each."""
+    pair, x = make(), torch.rand(3, 5).round()
+    for alone in (x[0], torch.ones(5)):
+        with pytest.raises(ValueError, match=r"'x' observes a tensor of the batch of shape \(5,\).* pass x\[None\]"):
+            log_weights(pair, alone, num_particles=2)
+    assert log_weights(pair, x[0][None]).shape == (1, 1)
 
 
 def test_importing_has_no_side_effect():

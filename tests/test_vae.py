@@ -47,6 +47,23 @@ def test_slots_take_modules_classes_and_partials():
     [
         (lambda: pv.VAE((4,), 0), ValueError, "latent_dim is 0"),
         (lambda: pv.VAE((4,), 2.5), TypeError, "latent_dim is 2.5"),
+        (lambda: pv.VAE((4,), (2, 3)), ValueError, r"latent_dim is \(2, 3\), expected one .*; pass latent_dim=6"),
+        (lambda: pv.VAE(4, 2, hidden=0), ValueError, "hidden is 0"),
+        (
+            lambda: pv.VAE(5, 2, likelihood=pv.conditionals.Bernoulli(200, 1)),
+            ValueError,
+            r"likelihood is a Bernoulli of event shape \(1,\), wanted is \(5,\); pass a likelihood of event shape",
+        ),
+        (
+            lambda: pv.VAE(5, 2, prior=pv.priors.StandardNormal(3)),
+            ValueError,
+            r"prior is a StandardNormal of event shape \(3,\), wanted is \(2,\)",
+        ),
+        (
+            lambda: pv.VAE(5, 2, posterior=pv.conditionals.DiagonalNormal(200, 1)),
+            ValueError,
+            r"posterior is a DiagonalNormal of event shape \(1,\), wanted is \(2,\)",
+        ),
         (lambda: pv.VAE((4,), 2, decoder=MLP), TypeError, "decoder is MLP, which takes no event_shape"),
         (lambda: pv.VAE((4,), 2, prior="normal"), TypeError, "prior is 'normal', not a module nor a class"),
         (lambda: pv.VAE((4,), 2, likelihood=lambda *_: 3), TypeError, "likelihood is <function"),
@@ -55,6 +72,42 @@ def test_slots_take_modules_classes_and_partials():
 def test_bad_slots_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_one_hidden_size_is_a_layer_of_it():
+    for make in (partial(pv.VAE, 4, 2), partial(pv.CVAE, 4, 2), partial(pv.HierarchicalVAE, 4, (2, 1))):
+        one, layer = make(hidden=6).state_dict(), make(hidden=(6,)).state_dict()
+        assert {name: value.shape for name, value in one.items()} == {n: v.shape for n, v in layer.items()}
+
+
+class Embedded(nn.Module):
+    """Codes to the mean of their vectors."""
+
+    def __init__(self, event_shape):
+        super().__init__()
+        self.table = nn.Embedding(3, 7)
+
+    def forward(self, x):
+        return self.table(x).mean(-2)
+
+
+def test_an_encoder_of_whole_numbers_has_features_too():
+    pyro.set_rng_seed(0)
+    x = torch.randint(3, (8, 5))
+    vae = pv.VAE(5, 2, encoder=Embedded, hidden=(6,), likelihood=partial(pv.conditionals.Categorical, num_classes=3))
+    drawn = pv.ledger(vae, x, num_particles=3)
+    z = drawn.values["z"]
+    want = vae.prior().log_prob(z) + vae.likelihood(vae.decoder(z)).log_prob(x)
+    want = want - vae.posterior(vae.encoder.table.weight[x].mean(1)).log_prob(z)
+    torch.testing.assert_close(drawn.log_weights(), want)
+    before = vae.encoder.table.weight.clone()
+    pv.fit(vae, x, max_epochs=1, progress=False)
+    assert (vae.encoder.table.weight != before).any(1).all()
+
+
+def test_an_encoder_that_takes_no_row_of_zeros_has_to_state_its_features():
+    with pytest.raises(ValueError, match=r"Linear does not run on zeros of shape \(1, 4\) \(.*\); .* feature_shape"):
+        pv.VAE(4, 2, encoder=nn.Linear(5, 3))
 
 
 def test_another_event_shape_is_refused_before_training():

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import LinearGaussian
+from pyro.infer import Trace_ELBO
 from test_compiled import same
 
 import pyrovae as pv
@@ -242,6 +243,15 @@ def test_a_context_gives_each_row_its_own_prior():
     assert (log_p[:, 0] - log_p[:, 1]).abs().max() > 0.1
     assert prior(contexts).sample((5,)).shape == (5, 3, 2, 2)
     assert prior(contexts).expand((5, 3)).sample().shape == (5, 3, 2, 2)
+
+
+def test_places_of_the_batch_that_values_lack_count_too():
+    prior, k = perturbed((2, 2), 3).double(), all_grids(2, 2, num_codes=3)[5:11]
+    want = prior().log_prob(k)
+    assert torch.equal(prior().expand((4, 1)).log_prob(k), want.expand(4, 6))
+    pair = pv.CodeModel((2, 2), num_codes=3, prior=prior)
+    vectorised = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    assert vectorised.loss(pair.model, pair.guide, k) == pytest.approx(-want.sum().item(), rel=1e-12)
 
 
 def test_every_code_sees_the_whole_context():

@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 from pyrovae.conditionals.base import vector_length
 from pyrovae.conditionals.normal import DiagonalNormal
 from pyrovae.flows import Affine, AffineElements, AsTransform, Autoregressive, Elements, Planar, Radial, SplineElements
-from pyrovae.nets import Head, as_shape, near_zero_
+from pyrovae.nets import Head, as_shape, as_size, near_zero_
 
 __all__ = ["IAF", "Flow", "PlanarFlow", "RadialFlow", "SplineFlow"]
 
@@ -49,7 +49,7 @@ class Flow(DiagonalNormal):
         min_scale: float = 1e-4,
     ) -> None:
         vector_length(event_shape, type(self).__name__)
-        (self.num_steps,) = as_shape(num_steps, "num_steps")
+        self.num_steps = as_size(num_steps, "num_steps")
         super().__init__(feature_shape, event_shape, min_scale=min_scale)
 
     @abstractmethod

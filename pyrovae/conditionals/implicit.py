@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyrovae import distributions
 from pyrovae.conditionals.base import Conditional
-from pyrovae.nets import MLP, MultiMLP, as_shape
+from pyrovae.nets import MLP, MultiMLP, as_shape, as_size
 
 __all__ = ["Implicit"]
 
@@ -59,7 +59,7 @@ class Implicit(Conditional):
         self.feature_shape = feature_shape
         if noise_dim is None:
             noise_dim = torch.Size(self.event_shape).numel()
-        self.noise_dim = 0 if noise_dim == 0 else as_shape(noise_dim, "noise_dim")[0]
+        self.noise_dim = 0 if noise_dim == 0 else as_size(noise_dim, "noise_dim")
         self.network: nn.Module = (
             MultiMLP([feature_shape, self.noise_dim], hidden, activation=activation)
             if self.noise_dim

@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 
 from pyrovae import distributions
 from pyrovae.conditionals.base import Conditional
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_size
 
 __all__ = [
     "Bernoulli",
@@ -71,7 +71,7 @@ class Bernoulli(_Binary):
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Bernoulli(sigmoid(logits(h)))."""
         (logits,) = self.head(features)
-        return dist.Bernoulli(logits=logits).to_event(len(self.event_shape))
+        return distributions.Bernoulli(logits=logits).to_event(len(self.event_shape))
 
 
 class CrossEntropy(_Binary):
@@ -136,7 +136,7 @@ class Categorical(Conditional):
     def __init__(
         self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, num_classes: int
     ) -> None:
-        as_shape(num_classes, "num_classes")
+        as_size(num_classes, "num_classes")
         super().__init__(feature_shape, event_shape, num_parameters=num_classes)
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
@@ -148,8 +148,8 @@ class Categorical(Conditional):
 class Multinomial(Conditional):
     """x ~ Multinomial(total_count, softmax(logits(h))) over the last event dim, for counts x.
 
-    Pyro's log_prob takes its coefficient from the counts at hand: x that do not sum to total_count get
-    the probability under their own sum, not zero. total_count sets the length of samples.
+    x of another sum have no probability: they are refused, before training too. `BagOfWords` takes documents that have
+    each a length of their own.
 
     Args:
         feature_shape: shape of one datum's features.
@@ -167,14 +167,14 @@ class Multinomial(Conditional):
         self, feature_shape: int | Sequence[int], event_shape: int | Sequence[int], *, total_count: int
     ) -> None:
         super().__init__(feature_shape, event_shape)
-        (self.total_count,) = as_shape(total_count, "total_count")
+        self.total_count = as_size(total_count, "total_count")
         if not self.event_shape:
             raise ValueError("event_shape is (), a Multinomial expects a last dim of categories; pass their number")
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """Multinomial(total_count, softmax(logits(h)))."""
         (logits,) = self.head(features)
-        return dist.Multinomial(self.total_count, logits=logits).to_event(len(self.event_shape) - 1)
+        return distributions.Multinomial(self.total_count, logits=logits).to_event(len(self.event_shape) - 1)
 
 
 class DiscretizedLogistic(Conditional):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.conditionals.base import Conditional, vector_length
-from pyrovae.nets import Head, as_shape
+from pyrovae.nets import Head, as_size
 
 __all__ = ["NormalMixture"]
 
@@ -80,7 +80,7 @@ class NormalMixture(Conditional):
         min_scale: float = 1e-4,
     ) -> None:
         vector_length(event_shape, "NormalMixture")
-        (self.num_components,) = as_shape(num_components, "num_components")
+        self.num_components = as_size(num_components, "num_components")
         if min_scale < 0:
             raise ValueError(f"min_scale is {min_scale}, expected at least 0; pass min_scale=1e-4")
         super().__init__(feature_shape, event_shape, num_parameters=2 * self.num_components)

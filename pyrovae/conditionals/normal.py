@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrovae.conditionals.base import Conditional, positive, vector_length
-from pyrovae.nets import Head, as_shape, near_zero_
+from pyrovae.nets import Head, as_size, near_zero_
 
 __all__ = ["DiagonalNormal", "FixedNormal", "FullNormal", "LearnedNormal", "LowRankNormal", "SoftplusNormal"]
 
@@ -169,7 +169,7 @@ class LowRankNormal(DiagonalNormal):
         min_scale: float = 1e-4,
     ) -> None:
         length = vector_length(event_shape, "LowRankNormal")
-        (self.rank,) = as_shape(rank, "rank")
+        self.rank = as_size(rank, "rank")
         if self.rank > length:
             raise ValueError(f"rank is {rank}, a covariance of {length} numbers has rank {length}; pass rank={length}")
         super().__init__(feature_shape, event_shape, min_scale=min_scale)

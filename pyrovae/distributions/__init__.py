@@ -12,12 +12,14 @@ from pyrovae.distributions.gumbel import GumbelOneHot, LinearOneHot
 from pyrovae.distributions.implicit import Implicit
 from pyrovae.distributions.pairwise import pairwise_log_prob
 from pyrovae.distributions.products import Columns, by_element, masked
+from pyrovae.distributions.stock import Bernoulli, MixtureSameFamily, Multinomial
 from pyrovae.distributions.wishart import Wishart
 from pyrovae.distributions.words import BagOfWords, log_coefficient
 
 __all__ = [
     "AutoregressiveCategorical",
     "BagOfWords",
+    "Bernoulli",
     "Columns",
     "ContinuousBernoulli",
     "CrossEntropy",
@@ -28,6 +30,8 @@ __all__ = [
     "Implicit",
     "LinearOneHot",
     "MarkovChain",
+    "MixtureSameFamily",
+    "Multinomial",
     "NearestCode",
     "TolerantDelta",
     "Wishart",

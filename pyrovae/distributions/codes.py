@@ -127,7 +127,8 @@ class AutoregressiveCategorical(TorchDistribution):
             self._validate_sample(value)
         value = value.long()
         log_probs = self.logits_of(value).log_softmax(-1)
-        shape = torch.broadcast_shapes(value.shape, log_probs.shape[:-1])  # a context may have dims of its own
+        own = self.batch_shape + self.event_shape
+        shape = torch.broadcast_shapes(value.shape, log_probs.shape[:-1], own)  # a context may have dims of its own
         each = log_probs.expand(*shape, -1).gather(-1, value.expand(shape)[..., None]).squeeze(-1)
         return each.flatten(-len(self.event_shape)).sum(-1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_size
 
 __all__ = ["AffineElements", "Elements", "SplineElements"]
 
@@ -84,7 +84,7 @@ class SplineElements:
     """
 
     def __init__(self, *, num_bins: int = 8, bound: float = 3.0) -> None:
-        (num_bins,) = as_shape(num_bins, "num_bins")
+        num_bins = as_size(num_bins, "num_bins")
         if not 2 <= num_bins <= 500:
             raise ValueError(f"num_bins is {num_bins}, expected 2 to 500 pieces; pass num_bins=8")
         if not 0 < bound < math.inf:
@@ -107,6 +107,7 @@ class SplineElements:
         a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * rise
         discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)  # positive, but for rounding
         t = 2 * c / (-b - discriminant.sqrt())  # the form of the root that does not cancel
+        t = t + (t.clamp(0, 1) - t).detach()  # rounding may lead out of the bin; dx/dy is still the root's
         return torch.where(inside, x0 + t * width, y), torch.where(inside, _log_slope(t, s, d0, d1), 0.0)
 
     def _bin(self, value: Tensor, parameters: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.flows.elements import AffineElements, Elements, SplineElements
-from pyrovae.nets import MLP, Head, as_shape, near_zero_
+from pyrovae.nets import MLP, Head, as_size, near_zero_
 
 __all__ = ["AffineCoupling", "Autoregressive", "Coupling", "SplineCoupling", "at_least_two"]
 
@@ -168,7 +168,7 @@ class Autoregressive:
 
 def at_least_two(dim: int, name: str) -> int:
     """`dim`, which has to be a whole number above 1."""
-    (dim,) = as_shape(dim, name)
+    dim = as_size(dim, name)
     if dim < 2:
         raise ValueError(f"{name} is {dim}, a coupling takes two numbers at least, one to transform by the other")
     return dim

@@ -14,7 +14,7 @@ from pyrovae.conditionals import Bernoulli, Point
 from pyrovae.distributions import Flat
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import feature_shape, filled
-from pyrovae.nets import MLP, as_shape
+from pyrovae.nets import MLP, as_shape, as_size
 
 __all__ = ["Autoencoder"]
 
@@ -71,8 +71,8 @@ class Autoencoder(Pair):
         corruption: Slot | None = None,
     ) -> None:
         super().__init__()
-        event_shape = as_shape(event_shape)
-        (latent_dim,) = as_shape(latent_dim, "latent_dim")
+        event_shape, hidden = as_shape(event_shape), as_shape(hidden, "hidden")
+        latent_dim = as_size(latent_dim, "latent_dim")
         self.event_shape, self.latent_dim = event_shape, latent_dim
         self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
         self.corruption = nn.Identity() if corruption is None else filled("corruption", corruption)
@@ -127,4 +127,11 @@ class Autoencoder(Pair):
 
     def posterior_of(self, x: Tensor) -> dist.TorchDistribution:
         """The code f(x) as a distribution, for x (..., *event_shape)."""
-        return dist.Delta(self.posterior(self.encoder(x)).mean, event_dim=1)
+        q = self.posterior(self.encoder(x))
+        try:
+            return dist.Delta(q.mean, event_dim=1)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"posterior is a {type(self.posterior).__name__}, whose {type(q).__name__} has no mean to be the code; "
+                "pass posterior=Point, or DiagonalNormal"
+            ) from error

@@ -24,6 +24,7 @@ from pyrovae.distributions.flat import is_improper
 from pyrovae.models.traces import (
     check_auxiliary,
     check_event_shapes,
+    check_measures,
     check_plates,
     check_sites,
     inside,
@@ -232,8 +233,8 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
-        ValueError: where the pair does not run on the batch, the sites of model and guide or their event shapes do not
-            match, or the data plate is missing or ambiguous.
+        ValueError: where the pair does not run on the batch, the sites of model and guide, their event shapes or their
+            measures do not match, the data plate is missing or ambiguous, or the batch has no dim for it.
     """
     pair = as_pair(pair)
     with contextlib.ExitStack() as stack:
@@ -248,6 +249,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     check_plates(model_trace, guide_trace, frame.name, batch)
     check_event_shapes(model_trace, guide_trace)
     check_auxiliary(model_trace, guide_trace)
+    check_measures(model_trace, guide_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]

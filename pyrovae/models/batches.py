@@ -14,9 +14,15 @@ __all__ = ["check_rows", "data_plate", "home"]
 
 
 def data_plate(x: Tensor, size: int | None) -> Any:
-    """The plate "data" of the rows x, which are a part of `size` data, or by default all of them."""
+    """The plate "data" of the rows x, which are a part of `size` data, or by default all of them.
+
+    Raises:
+        ValueError: if the data are fewer than the rows.
+    """
     if size is None:
         return pyro.plate("data", len(x))
+    if size < len(x):
+        raise ValueError(f"data_size is {size}, the batch alone has {len(x)} rows; pass the size of the data set")
     return pyro.plate("data", size, subsample=torch.arange(len(x), device=x.device))
 
 

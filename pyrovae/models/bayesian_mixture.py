@@ -17,7 +17,7 @@ from pyrovae.models.batches import data_plate
 from pyrovae.models.conjugate import DirichletClasses, NormalGamma
 from pyrovae.models.mixture import CategoricalMixture, GaussianMixture, Mixture, floored_log
 from pyrovae.models.vae import filled
-from pyrovae.nets import as_shape, leading_shape
+from pyrovae.nets import as_size, leading_shape
 
 __all__ = ["BayesianCategoricalMixture", "BayesianGaussianMixture"]
 
@@ -41,7 +41,7 @@ class _BayesianMixture(Mixture):
         prior = torch.full((self.num_components,), positive("concentration", concentration))
         self.register_buffer("prior_concentration", prior)
         self.log_concentration = nn.Parameter(prior.log())
-        self.data_size = None if data_size is None else as_shape(data_size, "data_size")[0]
+        self.data_size = None if data_size is None else as_size(data_size, "data_size")
 
     @property
     def concentration(self) -> Tensor:

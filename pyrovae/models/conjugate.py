@@ -23,7 +23,7 @@ from torch.distributions.constraints import Constraint
 from pyrovae.conditionals.base import positive, vector_length
 from pyrovae.distributions import Wishart
 from pyrovae.models.mixture import as_one_hot, at_least_two_classes, product
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_shape, as_size
 from pyrovae.priors.covariances import Covariance, DiagonalCovariance, FullCovariance, scatter_matrices
 
 __all__ = ["Conjugate", "DirichletClasses", "NormalGamma", "NormalWishart"]
@@ -156,7 +156,7 @@ class NormalGamma(_Normals):
         df: float = 3.0,
         scale: float = 1.0,
     ) -> None:
-        event_shape, (count,) = as_shape(event_shape), as_shape(num_components, "num_components")
+        event_shape, count = as_shape(event_shape), as_size(num_components, "num_components")
         of_all = torch.ones(count, *event_shape)
         df = positive("df", df)
         super().__init__(
@@ -247,7 +247,7 @@ class NormalWishart(_Normals):
         df: float | None = None,
         scale: float = 1.0,
     ) -> None:
-        dim, (count,) = vector_length(event_shape, "NormalWishart"), as_shape(num_components, "num_components")
+        dim, count = vector_length(event_shape, "NormalWishart"), as_size(num_components, "num_components")
         df = dim + 2.0 if df is None else float(df)
         if not dim - 1 < df < math.inf:
             raise ValueError(f"df is {df}, greater than D - 1 = {dim - 1} is wanted; leave it out for {dim + 2}")
@@ -332,7 +332,7 @@ class DirichletClasses(Conjugate):
         num_classes: int = 2,
         concentration: float = 1.0,
     ) -> None:
-        event_shape, (count,) = as_shape(event_shape), as_shape(num_components, "num_components")
+        event_shape, count = as_shape(event_shape), as_size(num_components, "num_components")
         self.num_classes = at_least_two_classes(num_classes)
         numbers = torch.full((count, *event_shape, self.num_classes), positive("concentration", concentration))
         super().__init__(event_shape, {"concentration": (numbers, constraints.positive)})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import feature_shape, filled
-from pyrovae.nets import MultiMLP, as_shape, leading_shape
+from pyrovae.nets import MultiMLP, as_shape, as_size, leading_shape
 from pyrovae.priors import StandardNormal
 
 __all__ = ["CVAE"]
@@ -70,14 +70,14 @@ class CVAE(Pair):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.latent_dim,) = as_shape(latent_dim, "latent_dim")
-        (classes,) = as_shape(num_classes, "num_classes")
+        self.latent_dim = as_size(latent_dim, "latent_dim")
+        classes = as_size(num_classes, "num_classes")
         self.num_classes = classes if condition_shape is None else None
         given = (classes,) if condition_shape is None else as_shape(condition_shape, "condition_shape")
         self.condition_shape = given
         made = MultiMLP([self.event_shape, given], hidden) if encoder is None else encoder
         self.encoder = filled("encoder", made, [self.event_shape, given])
-        made = MultiMLP([self.latent_dim, given], hidden[::-1]) if decoder is None else decoder
+        made = MultiMLP([self.latent_dim, given], as_shape(hidden, "hidden")[::-1]) if decoder is None else decoder
         self.decoder = filled("decoder", made, [self.latent_dim, given])
         self.prior = filled("prior", prior, self.latent_dim)
         features = feature_shape(self.encoder, self.event_shape, given)

@@ -13,7 +13,7 @@ from pyrovae.conditionals import Bernoulli, OneHotCategorical
 from pyrovae.distributions import LinearOneHot
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import feature_shape, filled
-from pyrovae.nets import MLP, MultiMLP, as_shape
+from pyrovae.nets import MLP, MultiMLP, as_shape, as_size
 
 __all__ = ["CategoricalVAE"]
 
@@ -69,10 +69,10 @@ class CategoricalVAE(Pair):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (num_latents,) = as_shape(num_latents, "num_latents")
-        (num_classes,) = as_shape(num_classes, "num_classes")
+        num_latents = as_size(num_latents, "num_latents")
+        num_classes = as_size(num_classes, "num_classes")
         self.encoder = MLP(self.event_shape, hidden)
-        self.decoder = MultiMLP([num_classes] * num_latents, hidden[::-1])
+        self.decoder = MultiMLP([num_classes] * num_latents, as_shape(hidden, "hidden")[::-1])
         shape = self.encoder.feature_shape
         self.posteriors = nn.ModuleList(filled("posterior", posterior, shape, num_classes) for _ in range(num_latents))
         self.likelihood = filled("likelihood", likelihood, feature_shape(self.decoder), self.event_shape)

@@ -14,7 +14,7 @@ from pyrovae.flows import AffineCoupling, SplineCoupling
 from pyrovae.flows.layers import at_least_two
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import filled
-from pyrovae.nets import as_shape, leading_shape
+from pyrovae.nets import as_shape, as_size, leading_shape
 from pyrovae.priors import StandardNormal
 
 __all__ = ["AffineCoupling", "NormalizingFlow", "SplineCoupling"]
@@ -75,7 +75,7 @@ class NormalizingFlow(Pair):
         super().__init__()
         self.event_shape = as_shape(event_shape)
         dim = at_least_two(prod(self.event_shape), "event_shape")
-        (num_layers,) = as_shape(num_layers, "num_layers")
+        num_layers = as_size(num_layers, "num_layers")
         if not tolerance > 0:
             raise ValueError(f"tolerance is {tolerance}, expected a positive number; pass tolerance=1e-3")
         layers = [filled("coupling", coupling(dim, hidden=hidden)) for _ in range(num_layers)]

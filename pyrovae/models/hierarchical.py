@@ -263,6 +263,7 @@ def merge(loc1: Tensor, scale1: Tensor, loc2: Tensor, scale2: Tensor) -> tuple[T
 
 def _per_layer(hidden: Hidden, layers: int) -> list[Sequence[int]]:
     """The hidden sizes of each layer's networks."""
+    hidden = hidden if isinstance(hidden, Sequence) else as_shape(hidden, "hidden")
     each = [sizes for sizes in hidden if isinstance(sizes, Sequence)]
     if not each:
         return [hidden] * layers  # type: ignore[list-item]

@@ -19,7 +19,7 @@ from pyrovae.models.base import Functions, Pair
 from pyrovae.models.batches import data_plate
 from pyrovae.models.mixture import at_least_two_classes
 from pyrovae.models.vae import filled
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_shape, as_size
 
 __all__ = ["HMM", "BayesianHMM", "check_sequences"]
 
@@ -64,7 +64,7 @@ class HMM(Pair):
         self.event_shape = as_shape(event_shape)
         if not self.event_shape:
             raise ValueError("event_shape is (), a sequence has steps; pass event_shape=(T, ...)")
-        (self.num_states,) = as_shape(num_states, "num_states")
+        self.num_states = as_size(num_states, "num_states")
         self.initial_logits = nn.Parameter(torch.zeros(self.num_states))
         self.transition_logits = nn.Parameter(torch.randn(self.num_states, self.num_states))
         self.likelihood = filled("likelihood", likelihood, self.num_states, self.event_shape[1:])
@@ -181,7 +181,8 @@ class _GivenPath(HiddenMarkov):
 
     def log_prob(self, value: Tensor) -> Tensor:
         each = self.potentials(value)
-        path = self.path.expand(torch.broadcast_shapes(self.path.shape, each.shape[:-1]))
+        own = (*self.batch_shape, each.shape[-2])
+        path = self.path.expand(torch.broadcast_shapes(self.path.shape, each.shape[:-1], own))
         each = each.expand(*path.shape, -1).gather(-1, path[..., None])[..., 0]
         return torch.where(self.chain.valid, each, 0.0).sum(-1)
 
@@ -235,8 +236,8 @@ class BayesianHMM(Pair):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_states,), self.num_classes = as_shape(num_states, "num_states"), at_least_two_classes(num_classes)
-        self.data_size = None if data_size is None else as_shape(data_size, "data_size")[0]
+        self.num_states, self.num_classes = as_size(num_states, "num_states"), at_least_two_classes(num_classes)
+        self.data_size = None if data_size is None else as_size(data_size, "data_size")
         of_state = positive("state_concentration", state_concentration)
         of_class = positive("class_concentration", class_concentration)
         step = self.event_shape[1:]

@@ -138,7 +138,8 @@ class PosteriorMatching(Pair):
         self.encoder = filled("encoder", encoder, self.event_shape)
         self.posterior = filled("posterior", posterior, feature_shape(self.encoder, self.event_shape), self.latent_dim)
         self.fitted_encoder, self.fitted_posterior = Frozen(fitted.encoder), Frozen(fitted.posterior)
-        self.prior = Frozen(fitted.prior)
+        # A prior made of q(z | x) is frozen with the whole pair: alone, it would take along a copy that no module has.
+        self.prior = Frozen(_PriorOf(fitted) if callable(getattr(fitted.prior, "bind", None)) else fitted.prior)
         self.decoder, self.likelihood = Frozen(fitted.decoder), Frozen(fitted.likelihood)
 
     def model(self, x: Tensor, mask: Tensor) -> None:
@@ -156,3 +157,14 @@ class PosteriorMatching(Pair):
         """The fitted p(z) and p(x | z) with q(z | x_obs, mask) as guide; it shares this pair's modules."""
         slots = {name: getattr(self, name) for name in ("encoder", "decoder", "prior", "posterior", "likelihood")}
         return PartialVAE(self.event_shape, self.latent_dim, **slots)
+
+
+class _PriorOf(nn.Module):
+    """p(z) of a pair, with the pair."""
+
+    def __init__(self, pair: VAE) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self) -> dist.TorchDistribution:
+        return self.pair.prior()

@@ -38,7 +38,8 @@ class MeanField(Pair):
 
     Args:
         model: a Pyro model; it keeps its own parameters.
-        data: all N rows of what the model is called with, which give shapes, dtype and device.
+        data: all N rows of what the model is called with, which give shapes, dtype and device; where they are whole
+            numbers alone, the dtype is that of the latents.
         plate: name of the data plate, where it is not plain.
 
     Shapes: batch as the model's, then rows (B,) integers.
@@ -66,7 +67,8 @@ class MeanField(Pair):
         self.__dict__["_original"] = model  # not as a submodule, which would rename its parameters in the store
         sites, again = (latent_sites(model, *data, seed=seed) for seed in (0, 1))
         self._sites = list(sites)
-        like = next(value for value in data if value.is_floating_point())
+        values = [*data, *(site["value"] for site in sites.values())]
+        like = next((v for v in values if v.is_floating_point()), values[0].to(torch.get_default_dtype()))
         self.factors = nn.ModuleList(
             [_Factor(s, again[name], like, local=name not in known.global_latent) for name, s in sites.items()]
         )

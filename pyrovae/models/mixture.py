@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pyrovae.distributions import Bernoulli
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import filled
-from pyrovae.nets import as_shape, leading_shape
+from pyrovae.nets import as_shape, as_size, leading_shape
 from pyrovae.priors.covariances import DiagonalCovariance, with_data
 
 __all__ = ["CategoricalMixture", "GaussianMixture", "Mixture"]
@@ -36,7 +37,7 @@ class Mixture(Pair):
     def __init__(self, event_shape: int | Sequence[int], num_components: int) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_components,) = as_shape(num_components, "num_components")
+        self.num_components = as_size(num_components, "num_components")
 
     @abstractmethod
     def maximize(self, responsibilities: Mapping[str, Tensor], x: Tensor) -> None:
@@ -272,7 +273,7 @@ class CategoricalMixture(_Summed):
 def product(logits: Tensor, event_dims: int) -> dist.TorchDistribution:
     """Independent categoricals of log-probabilities (..., *event, V); Bernoullis, which have a mean, where V is 2."""
     if logits.size(-1) == 2:
-        return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dims)
+        return Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dims)
     return dist.Categorical(logits=logits).to_event(event_dims)
 
 
@@ -295,7 +296,7 @@ def as_one_hot(x: Tensor, num_classes: int) -> Tensor:
 
 def at_least_two_classes(num_classes: int) -> int:
     """`num_classes`, which has to be a whole number of at least 2."""
-    (num_classes,) = as_shape(num_classes, "num_classes")
+    num_classes = as_size(num_classes, "num_classes")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, expected at least 2; pass num_classes=2 for bits")
     return num_classes

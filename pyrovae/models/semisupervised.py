@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
 from pyrovae.models.base import Pair
 from pyrovae.models.vae import VAE, feature_shape, filled
-from pyrovae.nets import MLP, Frozen, Head, MultiMLP, as_shape
+from pyrovae.nets import MLP, Frozen, Head, MultiMLP, as_shape, as_size
 from pyrovae.priors import StandardNormal
 
 __all__ = ["M2", "FactoredM2", "StackedM2"]
@@ -78,9 +78,9 @@ class M2(Pair):
         likelihood: nn.Module | Callable[..., nn.Module] = Bernoulli,
     ) -> None:
         super().__init__()
-        self.event_shape = as_shape(event_shape)
-        (self.latent_dim,) = as_shape(latent_dim, "latent_dim")
-        (self.num_classes,) = as_shape(num_classes, "num_classes")
+        self.event_shape, hidden = as_shape(event_shape), as_shape(hidden, "hidden")
+        self.latent_dim = as_size(latent_dim, "latent_dim")
+        self.num_classes = as_size(num_classes, "num_classes")
         labels, latent = (self.num_classes,), (self.latent_dim,)
         made = MLP(self.event_shape, hidden, activation=nn.Softplus) if classifier is None else classifier
         self.classifier = filled("classifier", made, self.event_shape)

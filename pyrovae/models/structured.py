@@ -24,7 +24,7 @@ from pyrovae.distributions import MarkovChain, masked
 from pyrovae.models.base import Pair
 from pyrovae.models.hmm import check_sequences
 from pyrovae.models.vae import feature_shape, filled
-from pyrovae.nets import MLP, Head, as_shape
+from pyrovae.nets import MLP, Head, as_shape, as_size
 
 __all__ = ["GaussianPotential", "StructuredHMM", "StructuredVAE"]
 
@@ -67,10 +67,10 @@ class _Switching(Pair):
         likelihood: Slot,
     ) -> None:
         super().__init__()
-        (self.latent_dim,) = as_shape(latent_dim, "latent_dim")
-        (self.num_states,) = as_shape(num_states, "num_states")
+        self.latent_dim = as_size(latent_dim, "latent_dim")
+        self.num_states = as_size(num_states, "num_states")
         self.encoder = filled("encoder", MLP(event_shape, hidden) if encoder is None else encoder, event_shape)
-        made = MLP(self.latent_dim, hidden[::-1]) if decoder is None else decoder
+        made = MLP(self.latent_dim, as_shape(hidden, "hidden")[::-1]) if decoder is None else decoder
         self.decoder = filled("decoder", made, self.latent_dim, event_shape)
         self.potential = filled("potential", potential, feature_shape(self.encoder, event_shape), self.latent_dim)
         features = feature_shape(self.decoder, (self.latent_dim,))

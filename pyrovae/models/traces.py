@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "check_auxiliary",
     "check_event_shapes",
+    "check_measures",
     "check_plates",
     "check_sites",
     "inside",
@@ -69,13 +70,19 @@ def check_auxiliary(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def check_plates(model_trace: Trace, guide_trace: Trace, plate: str, batch: tuple[Any, ...]) -> None:
-    """Refuse sites of data that stand outside the data plate."""
+    """Refuse sites of data that stand outside the data plate, or whose data have no dim for it."""
     for site in random_sites(model_trace):
         of_batch = any(same_values(site["value"], value) for value in batch)
         if site["is_observed"] and of_batch and not site["cond_indep_stack"]:
             raise ValueError(
                 f"model site {site['name']!r} observes the batch outside the plate {plate!r}, so that it has no value "
                 f"for each datum; put it inside `with pyro.plate({plate!r}, ...):`"
+            )
+        # Its elements would be taken for rows, and broadcast against themselves.
+        if site["is_observed"] and of_batch and site["value"].dim() <= site["fn"].event_dim:
+            raise ValueError(
+                f"model site {site['name']!r} observes a tensor of the batch of shape {tuple(site['value'].shape)}, "
+                f"which is one event, without a dim for the plate {plate!r}; pass x[None]"
             )
     for site in random_sites(guide_trace):
         name = site["name"]
@@ -97,6 +104,32 @@ def check_event_shapes(model_trace: Trace, guide_trace: Trace) -> None:
                     f"site {name!r} has event shape {p} in the model and {q} in the guide; "
                     f"make the prior of event shape {q}, or the guide's distribution of {p}"
                 )
+
+
+def check_measures(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuse a density in one of model and guide against a mass in the other, whose ratio is no weight."""
+    for site in random_sites(guide_trace):
+        name = site["name"]
+        if name in model_trace.nodes:
+            (p, p_is_mass), (q, q_is_mass) = (_measure(trace.nodes[name]["fn"]) for trace in (model_trace, guide_trace))
+            if None not in (p_is_mass, q_is_mass) and p_is_mass != q_is_mass:
+                words = {True: "a mass", False: "a density"}
+                raise ValueError(
+                    f"site {name!r} is {words[p_is_mass]} in the model ({p}) and {words[q_is_mass]} in the guide "
+                    f"({q}); pass both over the same values, relaxed categories as pyrovae.distributions.GumbelOneHot"
+                )
+
+
+def _measure(fn: Any) -> tuple[str, Any]:
+    """A distribution's own name, without what wraps it, and whether it is a mass; None for a point, that is neither."""
+    base = fn
+    while getattr(base, "base_dist", None) is not None:
+        base = base.base_dist
+    try:  # relaxed categories have shares as values, and a mass all the same
+        is_mass = None if is_point(base) else base.has_enumerate_support or fn.support.is_discrete
+    except (AttributeError, NotImplementedError):  # what states no support
+        is_mass = None
+    return type(base).__name__, is_mass
 
 
 def is_point(fn: Any) -> bool:
@@ -131,7 +164,7 @@ def told_apart(batch: tuple[Any, ...]) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, IndexError) as error:
         said = re.split(r"\n *Trace Shapes:", str(error))[0]  # Pyro appends a table of the trace so far
-        said = " ".join(said.split())[:300]
+        said = " ".join(said.split())[:300] or type(error).__name__
         if isinstance(error, ValueError):
             raise ValueError(said) from error
         tensors = [f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for v in batch if isinstance(v, Tensor)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
 from pyrovae.models.base import evaluation_mode, isolated_random_state
 from pyrovae.models.vae import VAE
-from pyrovae.nets import MLP, as_shape
+from pyrovae.nets import MLP, as_shape, as_size
 from pyrovae.priors import GaussianMixture
 from pyrovae.priors.covariances import Covariance, DiagonalCovariance
 
@@ -85,13 +85,13 @@ class VaDE(VAE):
         covariance: Covariance | Callable[..., Covariance] = partial(DiagonalCovariance, min_scale=0.01),  # noqa: B008
         spread: float = 0.9,
     ) -> None:
-        (latent_dim,) = as_shape(latent_dim, "latent_dim")
+        latent_dim = as_size(latent_dim, "latent_dim")
         relu = partial(MLP, activation=nn.ReLU)
         super().__init__(
             event_shape,
             latent_dim,
             encoder=partial(relu, hidden=hidden) if encoder is None else encoder,
-            decoder=relu(latent_dim, tuple(hidden)[::-1]) if decoder is None else decoder,
+            decoder=relu(latent_dim, as_shape(hidden, "hidden")[::-1]) if decoder is None else decoder,
             prior=partial(GaussianMixture, num_components=num_components, covariance=covariance, spread=spread),
             posterior=posterior,
             likelihood=likelihood,

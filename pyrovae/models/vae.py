@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from pyrovae.conditionals import Bernoulli, DiagonalNormal
 from pyrovae.models.base import Pair, evaluation_mode
-from pyrovae.nets import MLP, as_shape
+from pyrovae.nets import MLP, as_shape, as_size
 from pyrovae.priors import StandardNormal
 
 __all__ = ["VAE", "feature_shape", "filled"]
+
+
+_EVENT = {"prior": 0, "posterior": 1, "conditional": 1, "likelihood": 1}  # which argument is the shape of its events
 
 
 class VAE(Pair):
@@ -29,14 +33,16 @@ class VAE(Pair):
         event_shape: shape of one x.
         latent_dim: L, length of z.
         hidden: sizes of the hidden layers of the default networks, from x to z; the decoder has them reversed.
-        encoder: x (..., *event_shape) to features; made by `encoder(event_shape)`. Default: an MLP, tanh.
+        encoder: x (..., *event_shape) to features; made by `encoder(event_shape)`. Default: an MLP, tanh. The length of
+            the features is its attribute `feature_shape`, or is found out with a row of zeros, floating or else whole.
         decoder: z (..., L) to features; made by `decoder(latent_dim, event_shape)`. Default: an MLP, tanh.
         prior: p(z), called without arguments; made by `prior(latent_dim)`. One with a method `bind` is given q(z | x).
         posterior: q(z | x) of the encoder's features; made by `posterior(feature_shape, latent_dim)`.
         likelihood: p(x | z) of the decoder's features; made by `likelihood(feature_shape, event_shape)`.
 
     Raises:
-        TypeError, ValueError: for sizes that are no positive whole numbers, or a slot that is neither module nor maker.
+        TypeError, ValueError: for sizes that are no positive whole numbers, a slot that is neither module nor maker, or
+            a module of another event shape.
 
     Shapes: x (B, *event_shape), z (B, L).
     Source: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114; the default networks are those of Burda et al. 2016.
@@ -62,8 +68,8 @@ class VAE(Pair):
         likelihood: nn.Module | Callable[..., nn.Module] = Bernoulli,
     ) -> None:
         super().__init__()
-        event_shape = as_shape(event_shape)
-        (latent_dim,) = as_shape(latent_dim, "latent_dim")
+        event_shape, hidden = as_shape(event_shape), as_shape(hidden, "hidden")
+        latent_dim = as_size(latent_dim, "latent_dim")
         self.event_shape, self.latent_dim = event_shape, latent_dim
         self.encoder = filled(
             "encoder", self.default_encoder(event_shape, hidden) if encoder is None else encoder, event_shape
@@ -99,6 +105,7 @@ def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
 
     Raises:
         TypeError: if that is no module.
+        ValueError: if it is one of another event shape.
     """
     if slot == "decoder" and value is MLP:
         raise TypeError(
@@ -107,14 +114,36 @@ def filled(slot: str, value: Any, *arguments: Any) -> nn.Module:
     made = value if isinstance(value, nn.Module) else value(*arguments) if callable(value) else None
     if not isinstance(made, nn.Module):
         raise TypeError(f"{slot} is {value!r}, not a module nor a class that makes one; pass an nn.Module")
+    got = getattr(made, "event_shape", None)
+    if slot in _EVENT and isinstance(got, int | Sequence):
+        got, want = as_shape(got), as_shape(arguments[_EVENT[slot]])
+        if got != want:
+            raise ValueError(
+                f"{slot} is a {type(made).__name__} of event shape {got}, wanted is {want}; pass a {slot} of event "
+                f"shape {want}, or what makes one"
+            )
     return made
 
 
 def feature_shape(network: nn.Module, *event_shapes: Sequence[int]) -> tuple[int, ...]:
-    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros of each input."""
+    """Shape of one datum's features: as the network states it, or as it comes out for a row of zeros of each input.
+
+    Raises:
+        ValueError: where it takes neither floating nor whole zeros.
+    """
     stated = getattr(network, "feature_shape", None)
     if stated is not None:
         return tuple(stated)
     example = next(iter(network.parameters()), torch.zeros(()))
+    zeros = [example.new_zeros((1, *shape)) for shape in event_shapes]
     with torch.no_grad(), evaluation_mode(network):
-        return tuple(network(*(example.new_zeros((1, *shape)) for shape in event_shapes)).shape[1:])
+        try:
+            return tuple(network(*zeros).shape[1:])
+        except RuntimeError as error:
+            with contextlib.suppress(RuntimeError):
+                return tuple(network(*(each.long() for each in zeros)).shape[1:])  # as an nn.Embedding wants
+            shapes, said = ", ".join(str(tuple(each.shape)) for each in zeros), str(error).partition("\n")[0]
+            raise ValueError(
+                f"{type(network).__name__} does not run on zeros of shape {shapes} ({said}); "
+                "pass a network of such inputs, or give it an attribute feature_shape"
+            ) from error

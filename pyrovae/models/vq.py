@@ -15,7 +15,7 @@ from pyrovae.conditionals import Bernoulli
 from pyrovae.distributions import NearestCode
 from pyrovae.models.base import Pair, evaluation_mode
 from pyrovae.models.vae import feature_shape, filled
-from pyrovae.nets import MLP, Codebook, EMACodebook, GridDecoder, GridEncoder, Head, as_shape
+from pyrovae.nets import MLP, Codebook, EMACodebook, GridDecoder, GridEncoder, Head, as_shape, as_size
 from pyrovae.priors import PixelCNN, UniformCodes
 
 __all__ = ["VQVAE", "VQVAE2", "CodeModel"]
@@ -87,8 +87,8 @@ class VQVAE(Pair):
         likelihood: Maker = Bernoulli,
     ) -> None:
         super().__init__()
-        self.event_shape = as_shape(event_shape)
-        (self.num_codes,), (code_dim,) = as_shape(num_codes, "num_codes"), as_shape(code_dim, "code_dim")
+        self.event_shape, hidden = as_shape(event_shape), as_shape(hidden, "hidden")
+        self.num_codes, code_dim = as_size(num_codes, "num_codes"), as_size(code_dim, "code_dim")
         flat = grid_shape is not None
         if encoder is None:
             encoder = MLP(self.event_shape, hidden) if flat else GridEncoder(self.event_shape, channels)
@@ -194,7 +194,7 @@ class CodeModel(Pair):
     ) -> None:
         super().__init__()
         self.grid_shape = as_shape(grid_shape, "grid_shape")
-        (self.num_codes,) = as_shape(num_codes, "num_codes")
+        self.num_codes = as_size(num_codes, "num_codes")
         self.prior = filled("prior", _given(prior, context_shape), self.grid_shape, self.num_codes)
 
     def model(self, x: Tensor, *context: Tensor) -> None:
@@ -247,7 +247,7 @@ class VQVAE2(Pair):
         likelihood: Maker = Bernoulli,
     ) -> None:
         super().__init__()
-        (self.num_codes,), (code_dim,) = as_shape(num_codes, "num_codes"), as_shape(code_dim, "code_dim")
+        self.num_codes, code_dim = as_size(num_codes, "num_codes"), as_size(code_dim, "code_dim")
         self.encoder1 = GridEncoder(event_shape, channels)
         fine, self.event_shape = self.encoder1.feature_shape, self.encoder1.event_shape
         self.encoder2 = GridEncoder(fine, fine[:1])

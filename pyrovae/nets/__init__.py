@@ -17,6 +17,7 @@ from pyrovae.nets.layers import (
     ConvEncoder,
     Head,
     as_shape,
+    as_size,
     leading_shape,
     near_zero_,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "PartialConvEncoder",
     "SaltAndPepper",
     "as_shape",
+    "as_size",
     "leading_shape",
     "near_zero_",
 ]

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pyrovae.nets.layers import as_shape
+from pyrovae.nets.layers import as_size
 
 __all__ = ["Codebook", "EMACodebook"]
 
@@ -52,7 +52,7 @@ class Codebook(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, revive_below: float = 0.1) -> None:
         super().__init__()
-        (self.num_codes,), (self.code_dim,) = as_shape(num_codes, "num_codes"), as_shape(code_dim, "code_dim")
+        self.num_codes, self.code_dim = as_size(num_codes, "num_codes"), as_size(code_dim, "code_dim")
         self.decay, self.revive_below = _fraction("decay", decay), _fraction("revive_below", revive_below)
         # Below the threshold: codes far from all data would be dead for hundreds of calls, but for one.
         self.register_buffer("usage", torch.full((self.num_codes,), (self.revive_below / 2 or 1) / self.num_codes))

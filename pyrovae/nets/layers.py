@@ -15,6 +15,7 @@ __all__ = [
     "ConvEncoder",
     "Head",
     "as_shape",
+    "as_size",
     "channel_numbers",
     "halvings",
     "image_shape",
@@ -46,6 +47,19 @@ def as_shape(shape: int | Sequence[int], name: str = "event_shape") -> tuple[int
     if not all(size > 0 for size in sizes):
         raise ValueError(f"{name} is {shape!r}, expected sizes of at least 1; pass a positive {name}")
     return tuple(int(size) for size in sizes)
+
+
+def as_size(size: int | Sequence[int], name: str) -> int:
+    """`size`, which has to be one positive int.
+
+    Raises:
+        TypeError: if it is not an int.
+        ValueError: if it is not positive, or several.
+    """
+    sizes = as_shape(size, name)
+    if len(sizes) != 1:
+        raise ValueError(f"{name} is {size!r}, expected one whole number; pass {name}={prod(sizes)}")
+    return sizes[0]
 
 
 def leading_shape(
@@ -274,7 +288,7 @@ class Head(nn.Module):
         super().__init__()
         self.feature_shape = as_shape(feature_shape, "feature_shape")
         self.event_shape = as_shape(event_shape)
-        (self.num_parameters,) = as_shape(num_parameters, "num_parameters")
+        self.num_parameters = as_size(num_parameters, "num_parameters")
         self.pointwise = (
             len(self.feature_shape) == len(self.event_shape) == 3 and self.feature_shape[1:] == self.event_shape[1:]
         )

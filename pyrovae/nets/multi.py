@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from pyrovae.nets.layers import as_shape, leading_shape
+from pyrovae.nets.layers import as_shape, as_size, leading_shape
 
 __all__ = ["MultiLinear", "MultiMLP"]
 
@@ -47,7 +47,7 @@ class MultiLinear(nn.Module):
         self.in_features = as_shape(in_features, "in_features")
         if not self.in_features:
             raise ValueError("in_features is empty, expected the length of each input; pass in_features=(784, 10), say")
-        (self.out_features,) = as_shape(out_features, "out_features")
+        self.out_features = as_size(out_features, "out_features")
         joint = nn.Linear(sum(self.in_features), self.out_features, bias=bias)
         self.weight, self.bias = joint.weight, joint.bias
 

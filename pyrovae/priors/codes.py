@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pyrovae.distributions import AutoregressiveCategorical
-from pyrovae.nets import CausalConv2d, as_shape
+from pyrovae.nets import CausalConv2d, as_shape, as_size
 from pyrovae.nets.grids import Residual
 
 __all__ = ["PixelCNN", "UniformCodes"]
@@ -47,7 +47,7 @@ class UniformCodes(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_codes,) = as_shape(num_codes, "num_codes")
+        self.num_codes = as_size(num_codes, "num_codes")
         self.register_buffer("logits", torch.zeros(*self.event_shape, self.num_codes), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
@@ -100,7 +100,7 @@ class PixelCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_codes,), (hidden,) = as_shape(num_codes, "num_codes"), as_shape(hidden, "hidden")
+        self.num_codes, hidden = as_size(num_codes, "num_codes"), as_size(hidden, "hidden")
         if len(self.event_shape) > 2 or prod(self.event_shape) > LARGEST:
             raise ValueError(
                 f"event_shape is {self.event_shape}, of {prod(self.event_shape)} codes; PixelCNN takes one or "

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyrovae.conditionals import DiagonalNormal
-from pyrovae.nets import MLP, as_shape
+from pyrovae.nets import MLP, as_shape, as_size
 
 __all__ = ["ClassConditional", "ConditionalNormal"]
 
@@ -96,7 +96,7 @@ class ClassConditional(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_classes,) = as_shape(num_classes, "num_classes")
+        self.num_classes = as_size(num_classes, "num_classes")
         self.classes = nn.ModuleList(prior(event_shape) for _ in range(self.num_classes))
 
     def forward(self, context: Tensor | None = None) -> TorchDistribution:

@@ -14,7 +14,7 @@ from torch.distributions import constraints, transform_to
 
 from pyrovae.conditionals.base import vector_length
 from pyrovae.conditionals.normal import MultivariateNormal
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_shape, as_size
 
 __all__ = ["Covariance", "DiagonalCovariance", "FullCovariance", "TiedCovariance"]
 
@@ -36,7 +36,7 @@ class Covariance(nn.Module, ABC):
 
     def __init__(self, num_components: int, event_shape: int | Sequence[int], *, min_scale: float = 1e-3) -> None:
         super().__init__()
-        (self.num_components,) = as_shape(num_components, "num_components")
+        self.num_components = as_size(num_components, "num_components")
         self.event_shape = as_shape(event_shape)
         if not 0 <= min_scale < math.inf:
             raise ValueError(f"min_scale is {min_scale}, expected at least 0; pass min_scale=1e-3")

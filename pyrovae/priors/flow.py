@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform, Transform
 
 from pyrovae.flows import ActNorm, AffineCoupling, AsTransform, Bijection, Coupling, SplineCoupling
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_shape, as_size
 
 __all__ = ["Flow", "RealNVP", "SplineFlow"]
 
@@ -164,7 +164,7 @@ def _layers(coupling: Callable[..., Coupling], num_layers: int, length: int) -> 
         raise ValueError(
             "event_shape has one number, which has no halves to couple; pass at least two latents, or GaussianMixture"
         )
-    (num_layers,) = as_shape(num_layers, "num_layers")
+    num_layers = as_size(num_layers, "num_layers")
     layers: list[Transform | Bijection] = []
     for index in range(num_layers):
         layer = coupling(length, reads_second=index % 2 == 1)

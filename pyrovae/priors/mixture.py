@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae.nets import as_shape
+from pyrovae.distributions import MixtureSameFamily
+from pyrovae.nets import as_shape, as_size
 from pyrovae.priors.covariances import Covariance, DiagonalCovariance
 
 __all__ = ["GaussianMixture"]
@@ -56,7 +57,7 @@ class GaussianMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = as_shape(event_shape)
-        (self.num_components,) = as_shape(num_components, "num_components")
+        self.num_components = as_size(num_components, "num_components")
         if not 0 <= spread < 1:
             raise ValueError(f"spread is {spread}, expected at least 0 and less than 1; pass spread=0.5")
         calls = callable(covariance) and not isinstance(covariance, nn.Module)
@@ -81,7 +82,7 @@ class GaussianMixture(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(z)."""
-        return dist.MixtureSameFamily(self.component(), self.components())
+        return MixtureSameFamily(self.component(), self.components())
 
     @property
     def scale(self) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyrovae.nets import as_shape
+from pyrovae.nets import as_size
 from pyrovae.priors.aggregated import PosteriorOfInputs
 
 __all__ = ["VampPrior"]
@@ -59,7 +59,7 @@ class VampPrior(PosteriorOfInputs):
         learn_weights: bool = False,
     ) -> None:
         super().__init__(event_shape)
-        (self.num_components,) = as_shape(num_components, "num_components")
+        self.num_components = as_size(num_components, "num_components")
         if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ValueError(
                 f"bounds is {tuple(bounds)}, expected the smallest and the largest value of the data; "

@@ -67,6 +67,11 @@ def prepare(
             f"{known.size} for {len(train)} data; write pyro.plate({known.plate!r}, {len(train)}, "
             f"subsample=torch.arange(len(x))), or pass batch_size={len(train)}"
         )
+    if known.subsampled and known.rows == len(batch[0]) and known.size < len(train):
+        raise ValueError(
+            f"the plate {known.plate!r} has size {known.size}, fewer than the {len(train)} data; pass "
+            f"data_size={len(train)} to the constructor, or write pyro.plate({known.plate!r}, {len(train)}, ...)"
+        )
     return known, batch
 
 
