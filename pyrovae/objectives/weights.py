@@ -191,6 +191,7 @@ class Ledger:
     def global_elbo(self, weight: Weight | None = None, *, closed_form: bool = True) -> Tensor | float:
         """log p - log q of the sites outside the data plate, (K,), or zero: for all data together."""
         weight = (lambda term: term.scale) if weight is None else weight
+        closed_form = closed_form and bool(self.known.global_latent)
         draws = [draw.with_closed_form_kl() if closed_form else draw for draw in self.draws]
         values = [draw.global_log_weights(weight) for draw in draws]
         tensors = [value for value in values if isinstance(value, Tensor)]
