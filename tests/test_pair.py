@@ -1,6 +1,7 @@
 """What counts as a pair, its names in the param store, and what one dry run of it tells and leaves alone."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import Mixture
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample, pyro_method
@@ -369,6 +371,41 @@ def test_an_observation_of_the_batch_outside_the_plate_is_refused():
 
     with pytest.raises(ValueError, match="model site 'x' observes the batch outside the plate 'data'"):
         structure((outside, guide), torch.zeros(3))
+
+
+@pytest.mark.parametrize("obs", [(5,), (5, 1), (5, 5), (5, 3), None], ids=str)  # None: a factor
+def test_a_site_of_another_shape_than_its_plates_is_refused_as_in_stock_pyro(obs):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if obs is None:
+                pyro.factor("y", x[:, None])
+            else:
+                pyro.sample("y", dist.Normal(z[:, None], 1.0), obs=torch.zeros(obs))
+
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match="at site ['\"]y"):
+        pyro.infer.Trace_ELBO().loss(model, guide, x)
+    value = re.escape(str(obs or (5, 1)))  # a plate of Pyro's expands what is in it
+    match = rf"^site 'y' has batch shapes distribution \(5, 5\), value {value}, .* plates \(\{{'data': 5\}}\); call"
+    with pytest.raises(ValueError, match=match):
+        structure((model, guide), x)
+
+
+def test_a_mask_and_a_global_site_of_another_shape_than_their_plates_are_refused():
+    def masked(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=torch.ones(5, 1, dtype=torch.bool)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+    def unplated(x):
+        pyro.sample("w", dist.Normal(x.new_zeros(3), 1.0), obs=torch.zeros(3))
+        model(x)
+
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"value \(5,\), mask \(5, 1\), which"):
+        structure((masked, guide), x)
+    with pytest.raises(ValueError, match=r"^site 'w' has batch shapes distribution \(3,\), .* plates \(none\)"):
+        structure((unplated, guide), x)
 
 
 def test_importing_has_no_side_effect():

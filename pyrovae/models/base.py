@@ -24,6 +24,7 @@ from pyrovae.distributions.flat import is_improper
 from pyrovae.models.traces import (
     check_event_shapes,
     check_plates,
+    check_site_shapes,
     check_sites,
     inside,
     random_sites,
@@ -246,6 +247,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     frame = _data_plate(model_trace, plate)
     check_plates(model_trace, guide_trace, frame.name, batch)
     check_event_shapes(model_trace, guide_trace)
+    check_site_shapes(guide_trace, model_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]

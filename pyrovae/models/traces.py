@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
 from torch import Tensor
 
 __all__ = [
     "check_event_shapes",
     "check_plates",
+    "check_site_shapes",
     "check_sites",
     "inside",
     "random_sites",
@@ -80,6 +84,25 @@ def check_event_shapes(model_trace: Trace, guide_trace: Trace) -> None:
                     f"site {name!r} has event shape {p} in the model and {q} in the guide; "
                     f"make the prior of event shape {q}, or the guide's distribution of {p}"
                 )
+
+
+def check_site_shapes(*traces: Trace) -> None:
+    """Refuse a site whose log-density has other dims than its plates: a dim too many would be read as particles."""
+    for site in (site for trace in traces for site in random_sites(trace)):
+        fn, value, mask = site["fn"], site["value"], site["mask"]
+        shapes = {"distribution": fn.batch_shape, "value": value.shape[: max(0, value.dim() - fn.event_dim)]}
+        shapes |= {"mask": mask.shape} if isinstance(mask, Tensor) else {}
+        try:  # from shapes alone: an implicit guide has no density to ask for
+            log_prob = torch.empty(torch.broadcast_shapes(*shapes.values()), device="meta")
+            check_site_shape({**site, "log_prob": log_prob}, math.inf)  # type: ignore[arg-type, typeddict-item]
+        except (RuntimeError, ValueError) as error:
+            plates = {frame.name: frame.size for frame in site["cond_indep_stack"]}
+            batch_shapes = ", ".join(f"{what} {tuple(shape)}" for what, shape in shapes.items())
+            raise ValueError(
+                f"site {site['name']!r} has batch shapes {batch_shapes}, which make other than one log-density for each "
+                f"place of its plates ({plates or 'none'}); call .to_event(1) on the distribution where a datum has a dim "
+                "of its own, or squeeze or sum that dim away"
+            ) from error
 
 
 def same_values(site_value: Any, value: Any) -> bool:
