@@ -438,6 +438,44 @@ def test_load_puts_parameters_into_somebodys_functions(tmp_path):
         load(tmp_path / "run", (discrete_model, discrete_guide))
 
 
+class Registering(nn.Module):
+    """Its network has a name in Pyro's store that each instance has."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Linear(2, 4)
+
+    def model(self, x):
+        pyro.module("net", self.net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 0.5).to_event(1))
+
+
+def registering_functions(seed):
+    pair = Registering(seed)
+    return pair.model, pair.guide
+
+
+@pytest.mark.parametrize("make", [Registering, registering_functions])
+def test_a_second_network_of_a_registered_name_is_trained_and_loaded_as_if_alone(make, tmp_path):
+    first = quietly(make(0), BITS, max_epochs=2)
+    left = snapshot(nn.ParameterList(first.known.parameters.values()))
+    second = quietly(make(1), BITS, max_epochs=2, out=tmp_path / "second")
+    assert same(snapshot(nn.ParameterList(first.known.parameters.values())), left)
+    pyro.clear_param_store()
+    alone = quietly(make(1), BITS, max_epochs=2)
+    assert without_time(second.history) == without_time(alone.history)
+    assert same(second.known.parameters, alone.known.parameters)
+    pyro.clear_param_store()
+    assert same(load(tmp_path / "second", make(2)).known.parameters, alone.known.parameters)
+
+
 # What is left alone ---------------------------------------------------------------------------------------------------
 
 

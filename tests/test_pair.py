@@ -261,6 +261,21 @@ def test_names_in_a_module_are_relative_to_it():
     assert list(structure(second, torch.ones(3, 4)).parameters) == [name for name, _ in first.named_parameters()]
 
 
+def test_a_module_that_takes_its_parameters_from_the_store_has_those():
+    def registering(net):
+        def guide(x):
+            pyro.module("net", net, update_module_params=True)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+
+        return model, guide
+
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    structure(registering(first), torch.ones(3))
+    known = structure(registering(second), torch.ones(3))
+    assert known.parameters["net$$$weight"] is second.weight is first.weight
+
+
 def test_shared_parameters_are_found_once():
     class Tied(Pair):
         def __init__(self):
@@ -384,7 +399,7 @@ def test_a_site_of_another_shape_than_its_plates_is_refused_as_in_stock_pyro(obs
                 pyro.sample("y", dist.Normal(z[:, None], 1.0), obs=torch.zeros(obs))
 
     x = torch.zeros(5)
-    with pytest.raises(ValueError, match="at site ['\"]y"):
+    with pytest.raises(ValueError, match=r"at site ['\"]y"):
         pyro.infer.Trace_ELBO().loss(model, guide, x)
     value = re.escape(str(obs or (5, 1)))  # a plate of Pyro's expands what is in it
     match = rf"^site 'y' has batch shapes distribution \(5, 5\), value {value}, .* plates \(\{{'data': 5\}}\); call"

@@ -274,7 +274,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
             if site["is_observed"] and same_values(site["value"], value)
         },
         enumerated=tuple(dict.fromkeys(site["name"] for site in sites if site["infer"].get("enumerate") == "parallel")),
-        parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
+        parameters=_unique([*named, *_param_sites(guide_trace, modules), *_param_sites(model_trace, modules)]),
         buffers=_buffers(pair, modules),
         modules=tuple(modules),
         improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
@@ -288,11 +288,15 @@ def _plate_size(trace: Trace, plate: str) -> int | None:
     return next((frame.full_size for frame in frames if frame.name == plate), None)
 
 
-def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
+def _param_sites(trace: Trace, modules: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """By names of the store; the tensors of `pyro.module` are those that ran, whatever module had its name before."""
+    held = {id(parameter) for module in modules for parameter in module.parameters()}
     for name, site in trace.nodes.items():
         if site["type"] == "param":
             value = site["value"]
-            yield name, value.unconstrained() if hasattr(value, "unconstrained") else value
+            value = value.unconstrained() if hasattr(value, "unconstrained") else value
+            registered = site["args"][1:] if "$$$" in name and id(value) not in held else ()
+            yield name, registered[0] if registered else value
 
 
 def _unique(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:

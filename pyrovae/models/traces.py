@@ -94,14 +94,14 @@ def check_site_shapes(*traces: Trace) -> None:
         shapes |= {"mask": mask.shape} if isinstance(mask, Tensor) else {}
         try:  # from shapes alone: an implicit guide has no density to ask for
             log_prob = torch.empty(torch.broadcast_shapes(*shapes.values()), device="meta")
-            check_site_shape({**site, "log_prob": log_prob}, math.inf)  # type: ignore[arg-type, typeddict-item]
+            check_site_shape({**site, "log_prob": log_prob}, math.inf)
         except (RuntimeError, ValueError) as error:
             plates = {frame.name: frame.size for frame in site["cond_indep_stack"]}
             batch_shapes = ", ".join(f"{what} {tuple(shape)}" for what, shape in shapes.items())
             raise ValueError(
-                f"site {site['name']!r} has batch shapes {batch_shapes}, which make other than one log-density for each "
-                f"place of its plates ({plates or 'none'}); call .to_event(1) on the distribution where a datum has a dim "
-                "of its own, or squeeze or sum that dim away"
+                f"site {site['name']!r} has batch shapes {batch_shapes}, which make other than one log-density for "
+                f"each place of its plates ({plates or 'none'}); call .to_event(1) on the distribution where a datum "
+                "has a dim of its own, or squeeze or sum that dim away"
             ) from error
 
 
