@@ -247,7 +247,9 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     frame = _data_plate(model_trace, plate)
     check_plates(model_trace, guide_trace, frame.name, batch)
     check_event_shapes(model_trace, guide_trace)
-    check_site_shapes(guide_trace, model_trace)
+    guide_size = _plate_size(guide_trace, frame.name)
+    if guide_size in (None, frame.full_size):  # a guide with rows of other data has no shape that fits
+        check_site_shapes(guide_trace, model_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
     dims = [f.dim for site in sites for f in site["cond_indep_stack"] if f.dim is not None]
     latent = [site for site in random_sites(model_trace) if not site["is_observed"]]
@@ -278,7 +280,7 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         buffers=_buffers(pair, modules),
         modules=tuple(modules),
         improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
-        guide_size=_plate_size(guide_trace, frame.name),
+        guide_size=guide_size,
     )
 
 
