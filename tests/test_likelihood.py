@@ -635,6 +635,27 @@ def test_models_that_subsample_by_themselves():
     assert abs(parts.elbo.value - exact.mean()) < FOUR * parts.elbo.standard_error
 
 
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_models_that_draw_their_rows_among_all_data_are_run_on_all_at_once(batch_size):
+    """Their rows lie outside a batch of fewer."""
+
+    def model(x):
+        with pyro.plate("data", 300, subsample_size=40) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", 300, subsample_size=40) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
+    estimate = log_likelihood((model, guide), x, num_samples=5, batch_size=batch_size)
+    torch.testing.assert_close(estimate.per_datum, exact, rtol=0, atol=1e-6)  # 0.5**0.5 is a float32 there
+    with pytest.raises(ValueError, match="does not run on"):
+        log_likelihood((model, guide), x[:299], num_samples=5)
+
+
 def test_data_take_the_dtype_of_the_pair_and_a_transform_once():
     pair = Noisy()
     seen = []

@@ -85,7 +85,8 @@ class Evaluation:
 
     Args:
         pair, data, plate, seed, batch_size, particles: see `evaluating`.
-        max_rows: take at most this many rows, chosen by `seed`; all of them, where the guide is an autoguide.
+        max_rows: take at most this many rows, chosen by `seed`; all of them, where the guide is an autoguide or the
+            model draws its own rows among all.
 
     Attributes:
         pair: the pair.
@@ -112,13 +113,20 @@ class Evaluation:
         self.pair: PairLike = as_pair(pair)
         check_counts(batch_size=batch_size, max_rows=max_rows)
         takes_all = isinstance(self.pair.guide, AutoGuide)  # which has a row of parameters for each of these data
-        self.rows = _chosen(fixed_rows(self.pair, data, seed), None if takes_all else max_rows, seed)
+        all_rows = fixed_rows(self.pair, data, seed)
+        self.rows = _chosen(all_rows, None if takes_all else max_rows, seed)
         self.batch_size = len(self.rows) if takes_all else self._rows_at_once(batch_size, particles)
         self.device, self.dtype = home(self.pair)
         self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
         plates = _Plates()
         with self.ready(seed), plates:
-            self.known = structure(self.pair, *self.batch(), plate=plate)
+            try:
+                self.known = structure(self.pair, *self.batch(), plate=plate)
+            except ValueError:
+                if len(all_rows) == self.batch_size or len(all_rows) not in plates.sizes.values():
+                    raise
+                self.rows, self.batch_size = all_rows, len(all_rows)  # among which the model draws its own
+                self.known = structure(self.pair, *self.batch(), plate=plate)
         self.modules += self.known.modules
         self.subsamples = self.known.rows < self.batch_size or self.known.plate in plates.sizes
         self._check_rows_of_guide()
