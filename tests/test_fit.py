@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pyrovae import conditionals
 from pyrovae.data import Data, Split, match
+from pyrovae.evaluation import elbo
 from pyrovae.models import VAE
 from pyrovae.models.base import evaluation_mode, isolated_random_state, structure
 from pyrovae.objectives import ELBO, IWAE
@@ -781,6 +782,41 @@ def test_float64_moves_data_and_pair_and_leaves_the_default(make, data):
     assert {dtype for dtype in floating if dtype.is_floating_point} == {torch.float64}
     assert torch.get_default_dtype() == torch.float32
     assert all(math.isfinite(loss) for loss in run.history["train_loss"])
+
+
+@pytest.mark.parametrize("networks", [False, True])
+def test_float64_of_functions_is_evaluated_and_loaded(networks, tmp_path):
+    """Their parameters are in Pyro's store, or in networks that nothing but their code refers to."""
+
+    def pair():
+        weights = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+        def layer(index, value):
+            if networks:
+                return pyro.module(f"layer_{index}", weights[index])(value)
+            return value @ pyro.param(f"layer_{index}", torch.full((4, 2) if index == 0 else (2, 4), 0.1))
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=layer(1, z)).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(layer(0, x), 0.5).to_event(1))
+
+        return model, guide
+
+    trained, fresh = pair(), pair()
+    run = quietly(trained, BITS, max_epochs=2, precision="float64", out=tmp_path)
+    want = elbo(trained, BITS.double(), seed=0).elbo.per_datum
+    assert torch.equal(elbo(trained, BITS, seed=0).elbo.per_datum, want)
+    pyro.clear_param_store()
+    again = load(tmp_path, fresh)
+    assert same(again.known.parameters, run.known.parameters)
+    assert {tensor.dtype for tensor in again.known.parameters.values()} == {torch.float64}
+    assert torch.equal(elbo(fresh, BITS, seed=0).elbo.per_datum, want)
+    assert torch.get_default_dtype() == torch.float32
 
 
 class Remembering(ELBO):

@@ -656,6 +656,13 @@ def test_models_that_draw_their_rows_among_all_data_are_run_on_all_at_once(batch
         log_likelihood((model, guide), x[:299], num_samples=5)
 
 
+def test_data_keep_their_dtype_where_the_store_has_another_programs_parameters():
+    x = torch.randn(5, dtype=torch.float64)
+    want = log_likelihood((labelled_model, labelled_guide), x, num_samples=5).per_datum
+    pyro.param("another", torch.zeros(3))
+    assert torch.equal(log_likelihood((labelled_model, labelled_guide), x, num_samples=5).per_datum, want)
+
+
 def test_data_take_the_dtype_of_the_pair_and_a_transform_once():
     pair = Noisy()
     seen = []
