@@ -466,6 +466,36 @@ def test_dead_units_are_found(untouched):
     )  # MultivariateNormal does not factorise
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_latent_that_is_a_number_is_one_unit(masked):
+    """q(z | x) = N(x / 2, 1/2) has the exact moments of a vector of one."""
+
+    x = torch.linspace(-2.0, 3.0, 6)
+    seen = x > 0.5 if masked else torch.ones(6, dtype=torch.bool)
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    for site in (None, "z"):
+        units = active_units((model, guide), x, site=site)
+        assert (units.count, units.site) == (1, "z")
+        torch.testing.assert_close(units.variance, (x.double() / 2).var(0)[None])
+        kl = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5**0.5), dist.Normal(0.0, 1.0)).double()
+        assert units.kl.tolist() == pytest.approx([(kl * seen).mean().item()])
+
+    def point(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("z", dist.Delta(x / 2))
+
+    assert active_units((model, point), x).kl is None, "it has no KL"
+
+
 def test_a_mean_over_draws_makes_no_unit_active():
     """z[0] is 2 a for an a that does not know x: the mean over 100 draws of a has variance 4/100 > 0.01 over data."""
 
@@ -544,13 +574,19 @@ def test_masked_units_have_the_kl_of_the_elbo(by_distribution):
 
 
 def test_choices_are_named():
+    def square(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+
     x = torch.zeros(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"no continuous vector for each datum, only \{'z': \(\)\}"):
-        active_units(Mixture(), x)
+    with pytest.raises(
+        ValueError, match=r"no continuous vector for each datum, only \{'z': \(2, 2\)\}; pass a pair that has one"
+    ):
+        active_units((square, square), x)
     with pytest.raises(ValueError, match=r"'c' is no latent that the guide samples for each datum; name one of"):
         active_units(Mixture(), x, site="c")
-    with pytest.raises(ValueError, match=r"latent 'z' has event shape \(\) and is no continuous vector"):
-        active_units(Mixture(), x, site="z")
+    with pytest.raises(ValueError, match=r"latent 'z' has event shape \(2, 2\) and is no continuous vector"):
+        active_units((square, square), x, site="z")
     with pytest.raises(ValueError, match="data has one row"):
         active_units(LinearGaussian(), LinearGaussian().sample(1))
 

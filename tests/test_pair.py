@@ -388,6 +388,13 @@ def test_an_observation_of_the_batch_outside_the_plate_is_refused():
         structure((outside, guide), torch.zeros(3))
 
 
+def test_a_model_and_a_guide_of_other_arguments_are_named():
+    with pytest.raises(TypeError, match=r"^the guide takes \(x\), a batch has 2 tensors \(too many .*same arguments$"):
+        structure((lambda x, y: model(x), guide), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(TypeError, match=r"^the model takes \(x, y\), a batch has 1 tensors \(missing"):
+        structure((lambda x, y: model(x), guide), torch.zeros(3))
+
+
 @pytest.mark.parametrize("obs", [(5,), (5, 1), (5, 5), (5, 3), None], ids=str)  # None: a factor
 def test_a_site_of_another_shape_than_its_plates_is_refused_as_in_stock_pyro(obs):
     def model(x):

@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.distributions.flat import is_improper
 from pyrovae.models.traces import (
+    check_arguments,
     check_event_shapes,
     check_plates,
     check_site_shapes,
@@ -232,10 +233,12 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
+        TypeError: where model or guide takes another number of arguments.
         ValueError: where the pair does not run on the batch, the sites of model and guide or their event shapes do not
             match, or the data plate is missing or ambiguous.
     """
     pair = as_pair(pair)
+    check_arguments({"model": pair.model, "guide": pair.guide}, batch)
     with contextlib.ExitStack() as stack:
         modules = stack.enter_context(_recorded_modules(pair))
         stack.enter_context(isolated_random_state())

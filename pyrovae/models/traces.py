@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 __all__ = [
+    "check_arguments",
     "check_event_shapes",
     "check_plates",
     "check_site_shapes",
@@ -31,6 +33,20 @@ def random_sites(trace: Trace) -> Iterator[dict[str, Any]]:
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
             yield site
+
+
+def check_arguments(programs: dict[str, Callable[..., Any]], batch: tuple[Any, ...]) -> None:
+    """Refuse a program that can't be called with the batch."""
+    for name, program in programs.items():
+        with contextlib.suppress(ValueError):  # it has no signature to look at
+            signature = inspect.signature(program)
+            try:
+                signature.bind(*batch)
+            except TypeError as error:
+                raise TypeError(
+                    f"the {name} takes {signature}, a batch has {len(batch)} tensors ({error}); model and guide are "
+                    "called alike: give both the same arguments"
+                ) from error
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
