@@ -19,6 +19,7 @@ from pyrovae.evaluation.likelihood import elbo, log_likelihood
 from pyrovae.evaluation.units import active_units
 from pyrovae.models.base import Pair
 from pyrovae.objectives import log_weights
+from pyrovae.reports import evaluate
 
 FOUR = 4  # standard errors
 
@@ -690,6 +691,8 @@ def test_models_that_draw_their_rows_among_all_data_are_run_on_all_at_once(batch
     torch.testing.assert_close(estimate.per_datum, exact, rtol=0, atol=1e-6)  # 0.5**0.5 is a float32 there
     with pytest.raises(ValueError, match="does not run on"):
         log_likelihood((model, guide), x[:299], num_samples=5)
+    figures, _ = evaluate((model, guide), x, num_samples=5, num_replicates=5)
+    assert figures["log_likelihood"] == pytest.approx(exact.mean().item(), abs=1e-6)
 
 
 def test_data_keep_their_dtype_where_the_store_has_another_programs_parameters():
