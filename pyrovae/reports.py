@@ -33,10 +33,10 @@ from pyrovae.evaluation import (
     surgery,
 )
 from pyrovae.evaluation.estimates import Estimate
-from pyrovae.evaluation.running import first_rows, fixed_rows, held_out
+from pyrovae.evaluation.running import Evaluation, first_rows, fixed_rows, held_out
 from pyrovae.evaluation.sites import observed_site
 from pyrovae.evaluation.topics import npmi, perplexity, topic_diversity
-from pyrovae.models.base import as_pair, structure
+from pyrovae.models.base import as_pair
 from pyrovae.training.checkpoint import version_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Run
@@ -94,7 +94,7 @@ def evaluate(
     on: dict[str, Any] = {"plate": plate, "seed": seed, "progress": progress}
     if parts.is_bound:  # an auto-encoder has no log-likelihood
         likelihood = None  # of latents that all data share no datum has one of its own
-        known = structure(pair, *first_rows(pair, rows, seed, 1), plate=plate)
+        known = Evaluation(pair, rows, plate=plate, seed=seed).known
         if not (known.global_latent or known.global_auxiliary):
             likelihood = log_likelihood(pair, rows, num_samples=num_samples, **on)
         figures |= {
@@ -142,7 +142,7 @@ def evaluate(
 def _no_site(pair: Any, rows: Any, plate: str | None, seed: int) -> str | None:
     """Why it is not clear which observed site is meant, if it is not."""
     try:
-        observed_site(structure(pair, *first_rows(pair, rows, seed, 1), plate=plate))
+        observed_site(Evaluation(pair, rows, plate=plate, seed=seed).known)
     except ValueError as error:
         return str(error)
     return None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from foreign import PROGRAMS, UNCAPTURABLE
 from test_laws import CASES, OBJECTIVES, PAIRS, made
+from torch.nn.functional import one_hot
 
 from pyrovae.graphs.capture import CaptureError, Graph, capture
 from pyrovae.models.base import structure
@@ -169,14 +170,15 @@ READS = [
     lambda x: x * len(x.masked_select(x > 2)),
     lambda x: x * len(x.nonzero()),
     lambda x: x * len(torch.unique(x)),
+    lambda x: x[: x[0, 0].long()],
+    lambda x: torch.arange(x[0, 0]),
+    lambda x: torch.roll(x, x[0, 0].long()),
+    lambda x: one_hot(x.long()),
 ]
 TORCHS_WORDS = [  # refused, but in the words of torch
-    lambda x: x[: x[0, 0].long()],
     lambda x: x * (1.0 in x),
     lambda x: x * torch.equal(x, x.flip(0)),
     lambda x: x * float(f"{x.sum()}"),
-    lambda x: torch.arange(x[0, 0]),
-    lambda x: torch.roll(x, x[0, 0].long()),
 ]
 BY_VALUES = [
     lambda x: x * len(torch.where(x > 2)[0]),
@@ -198,6 +200,8 @@ HELD = [
     lambda x: torch.normal(x, 1.0),
     lambda x: x.data * 2,
     lambda x: x[torch.randperm(2)],
+    lambda x: one_hot(x.long(), 6),
+    lambda x: one_hot(x.long(), num_classes=6),
 ]
 
 
@@ -210,6 +214,14 @@ def test_what_reads_values_is_refused_by_name_and_line(look):
     assert said.startswith(("the program reads the value of a tensor (", "the shape of a tensor depends on values ("))
     line = look.__code__.co_firstlineno
     assert f"(test_capture.py, line {line}: lambda x: " in said
+
+
+def test_a_class_out_of_range_is_refused_by_the_graph_too():
+    """As the eager step does; a row of zeros would train on."""
+    graph = capture(lambda: [one_hot(y, 3)], [y := torch.tensor([0, 2])])
+    for wrong in (3, -1):
+        with pytest.raises(IndexError):
+            graph.module(torch.tensor([0, wrong]), *graph.inputs[1:])
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,26 @@ def test_arrays_become_tensors(name, kind, wanted):
     assert split[name].sum() == 4  # a copy
 
 
+def as_stream(columns):
+    return Stream([{name: values[row] for name, values in columns.items()} for row in range(3)])
+
+
+@pytest.mark.parametrize("make", [Split, as_stream])
+@pytest.mark.parametrize(
+    ("kind", "other", "wanted", "event_shape"),
+    [
+        (np.bool_, np.float32, torch.bool, (2,)),  # a mask
+        (np.uint8, np.float64, torch.int64, (2,)),  # a label
+        (np.uint8, np.int64, torch.float32, ()),  # data, and labels of them
+        (np.bool_, np.uint8, torch.float32, ()),
+    ],
+)
+def test_labels_and_masks_may_come_before_the_data(make, kind, other, wanted, event_shape):
+    data = make({"first": np.array([1, 0, 1]).astype(kind), "second": np.ones((3, 2), other)})
+    first, _ = next(data.sequential(3))
+    assert (first.dtype, first.tolist(), data.event_shape) == (wanted, [1, 0, 1], event_shape)
+
+
 def test_default_dtype_holds_for_arrays_and_not_for_tensors():
     torch.set_default_dtype(torch.float64)
     try:

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from pyrovae import conditionals
 from pyrovae.data import Data, Split, match
+from pyrovae.evaluation import elbo
 from pyrovae.models import VAE
 from pyrovae.models.base import evaluation_mode, isolated_random_state, structure
 from pyrovae.objectives import ELBO, IWAE
@@ -438,6 +439,44 @@ def test_load_puts_parameters_into_somebodys_functions(tmp_path):
         load(tmp_path / "run", (discrete_model, discrete_guide))
 
 
+class Registering(nn.Module):
+    """Its network has a name in Pyro's store that each instance has."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Linear(2, 4)
+
+    def model(self, x):
+        pyro.module("net", self.net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.net(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 0.5).to_event(1))
+
+
+def registering_functions(seed):
+    pair = Registering(seed)
+    return pair.model, pair.guide
+
+
+@pytest.mark.parametrize("make", [Registering, registering_functions])
+def test_a_second_network_of_a_registered_name_is_trained_and_loaded_as_if_alone(make, tmp_path):
+    first = quietly(make(0), BITS, max_epochs=2)
+    left = snapshot(nn.ParameterList(first.known.parameters.values()))
+    second = quietly(make(1), BITS, max_epochs=2, out=tmp_path / "second")
+    assert same(snapshot(nn.ParameterList(first.known.parameters.values())), left)
+    pyro.clear_param_store()
+    alone = quietly(make(1), BITS, max_epochs=2)
+    assert without_time(second.history) == without_time(alone.history)
+    assert same(second.known.parameters, alone.known.parameters)
+    pyro.clear_param_store()
+    assert same(load(tmp_path / "second", make(2)).known.parameters, alone.known.parameters)
+
+
 # What is left alone ---------------------------------------------------------------------------------------------------
 
 
@@ -743,6 +782,41 @@ def test_float64_moves_data_and_pair_and_leaves_the_default(make, data):
     assert {dtype for dtype in floating if dtype.is_floating_point} == {torch.float64}
     assert torch.get_default_dtype() == torch.float32
     assert all(math.isfinite(loss) for loss in run.history["train_loss"])
+
+
+@pytest.mark.parametrize("networks", [False, True])
+def test_float64_of_functions_is_evaluated_and_loaded(networks, tmp_path):
+    """Their parameters are in Pyro's store, or in networks that nothing but their code refers to."""
+
+    def pair():
+        weights = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+        def layer(index, value):
+            if networks:
+                return pyro.module(f"layer_{index}", weights[index])(value)
+            return value @ pyro.param(f"layer_{index}", torch.full((4, 2) if index == 0 else (2, 4), 0.1))
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=layer(1, z)).to_event(1), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(layer(0, x), 0.5).to_event(1))
+
+        return model, guide
+
+    trained, fresh = pair(), pair()
+    run = quietly(trained, BITS, max_epochs=2, precision="float64", out=tmp_path)
+    want = elbo(trained, BITS.double(), seed=0).elbo.per_datum
+    assert torch.equal(elbo(trained, BITS, seed=0).elbo.per_datum, want)
+    pyro.clear_param_store()
+    again = load(tmp_path, fresh)
+    assert same(again.known.parameters, run.known.parameters)
+    assert {tensor.dtype for tensor in again.known.parameters.values()} == {torch.float64}
+    assert torch.equal(elbo(fresh, BITS, seed=0).elbo.per_datum, want)
+    assert torch.get_default_dtype() == torch.float32
 
 
 class Remembering(ELBO):

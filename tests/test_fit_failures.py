@@ -14,7 +14,7 @@ from pyrovae.data import Data, Split
 from pyrovae.models import VAE
 from pyrovae.models.base import Pair
 from pyrovae.nets import MLP
-from pyrovae.objectives import DensityRatio, FactorVAE
+from pyrovae.objectives import ELBO, DensityRatio, FactorVAE
 from pyrovae.training import checkpoint
 from pyrovae.training.alone import alone_in
 from pyrovae.training.fit import fit
@@ -146,7 +146,8 @@ def test_optimizers_that_fit_could_not_use():
     refused = {
         "LBFGS, whose steps compute the loss several times": torch.optim.LBFGS,
         "is an optimizer already.*pass torch.optim.Adam, the class": torch.optim.Adam(other.parameters(), lr=0.1),
-        "makes no torch optimizer": lambda parameters, lr: None,
+        "makes no torch optimizer;": lambda parameters, lr: None,
+        r"makes no torch optimizer \(.*unexpected keyword argument 'lr'\); pass torch": pyro.optim.ClippedAdam,
     }
     for message, optimizer in refused.items():
         with pytest.raises(TypeError, match=message):
@@ -215,17 +216,61 @@ def test_the_trials_leave_no_trace():
 # Interruptions of other kinds -----------------------------------------------------------------------------------------
 
 
-def test_what_a_callback_raises_costs_no_epoch(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError("no space for a picture"), KeyboardInterrupt()], ids=repr)
+def test_what_a_callback_raises_costs_no_epoch(tmp_path, error):
     def breaks(run):
         if run.epoch == 3:
-            raise RuntimeError("no space for a picture")
+            raise error
 
     whole = quietly(vae(), BITS, max_epochs=5, batch_size=10)
-    with pytest.raises(RuntimeError, match="no space for a picture"):
+    with pytest.raises(type(error)):
         quietly(vae(), BITS, max_epochs=5, batch_size=10, out=tmp_path, callbacks=[breaks])
     assert load(tmp_path).epoch == 3
     resumed = quietly(vae(), BITS, max_epochs=5, batch_size=10, out=tmp_path, resume=True)
     assert resumed.history["train_loss"] == whole.history["train_loss"]
+
+
+class Breaks(Callback):
+    """Raises after step 14 of a run, the second of epoch 4."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_step(self, run):
+        if run.step == 14:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt(), FloatingPointError("mine")], ids=repr)
+@pytest.mark.parametrize("objective", [ELBO, lambda: FactorVAE(DensityRatio(2))], ids=["ELBO", "with a critic"])
+def test_what_is_raised_within_an_epoch_costs_that_epoch_only(tmp_path, error, objective):
+    decay = partial(torch.optim.lr_scheduler.StepLR, step_size=2)
+
+    def go(epochs, pair=None, **more):
+        torch.manual_seed(1)
+        options = {"objective": objective(), "max_epochs": epochs, "batch_size": 10, "schedule": decay}
+        return quietly(pair or vae(), BITS, **options, **more)
+
+    whole, pair = go(5), vae()
+    with pytest.raises(type(error)):
+        go(5, pair, out=tmp_path, callbacks=[Breaks(error)])
+    kept, three = load(tmp_path), go(3)
+    assert (kept.epoch, kept.step) == (3, 12)
+    assert (tmp_path / "history.csv").exists()
+    for name, value in three.pair.state_dict().items():
+        assert torch.equal(kept.pair.state_dict()[name], value)
+        went_on = not torch.equal(pair.state_dict()[name], value)
+        assert went_on != isinstance(error, FloatingPointError), "Ctrl-C leaves the pair as it is"
+    resumed = go(5, out=tmp_path, resume=True)
+    assert resumed.history["train_loss"] == whole.history["train_loss"]
+    for name, value in whole.pair.state_dict().items():
+        assert torch.equal(resumed.pair.state_dict()[name], value)
+
+
+def test_what_is_raised_in_the_first_epoch_leaves_no_run(tmp_path):
+    for _ in range(2):  # the second time the folder is still free
+        with pytest.raises(KeyboardInterrupt):
+            quietly(vae(), BITS, max_epochs=5, out=tmp_path, batch_size=2, callbacks=[Breaks(KeyboardInterrupt())])
 
 
 def test_resumed_with_other_data(tmp_path):

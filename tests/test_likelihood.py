@@ -19,6 +19,7 @@ from pyrovae.evaluation.likelihood import elbo, log_likelihood
 from pyrovae.evaluation.units import active_units
 from pyrovae.models.base import Pair
 from pyrovae.objectives import log_weights
+from pyrovae.reports import evaluate
 
 FOUR = 4  # standard errors
 
@@ -466,6 +467,36 @@ def test_dead_units_are_found(untouched):
     )  # MultivariateNormal does not factorise
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_latent_that_is_a_number_is_one_unit(masked):
+    """q(z | x) = N(x / 2, 1/2) has the exact moments of a vector of one."""
+
+    x = torch.linspace(-2.0, 3.0, 6)
+    seen = x > 0.5 if masked else torch.ones(6, dtype=torch.bool)
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    for site in (None, "z"):
+        units = active_units((model, guide), x, site=site)
+        assert (units.count, units.site) == (1, "z")
+        torch.testing.assert_close(units.variance, (x.double() / 2).var(0)[None])
+        kl = torch.distributions.kl_divergence(dist.Normal(x / 2, 0.5**0.5), dist.Normal(0.0, 1.0)).double()
+        assert units.kl.tolist() == pytest.approx([(kl * seen).mean().item()])
+
+    def point(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("z", dist.Delta(x / 2))
+
+    assert active_units((model, point), x).kl is None, "it has no KL"
+
+
 def test_a_mean_over_draws_makes_no_unit_active():
     """z[0] is 2 a for an a that does not know x: the mean over 100 draws of a has variance 4/100 > 0.01 over data."""
 
@@ -544,13 +575,19 @@ def test_masked_units_have_the_kl_of_the_elbo(by_distribution):
 
 
 def test_choices_are_named():
+    def square(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2, 2), 1.0).to_event(2))
+
     x = torch.zeros(3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"no continuous vector for each datum, only \{'z': \(\)\}"):
-        active_units(Mixture(), x)
+    with pytest.raises(
+        ValueError, match=r"no continuous vector for each datum, only \{'z': \(2, 2\)\}; pass a pair that has one"
+    ):
+        active_units((square, square), x)
     with pytest.raises(ValueError, match=r"'c' is no latent that the guide samples for each datum; name one of"):
         active_units(Mixture(), x, site="c")
-    with pytest.raises(ValueError, match=r"latent 'z' has event shape \(\) and is no continuous vector"):
-        active_units(Mixture(), x, site="z")
+    with pytest.raises(ValueError, match=r"latent 'z' has event shape \(2, 2\) and is no continuous vector"):
+        active_units((square, square), x, site="z")
     with pytest.raises(ValueError, match="data has one row"):
         active_units(LinearGaussian(), LinearGaussian().sample(1))
 
@@ -633,6 +670,36 @@ def test_models_that_subsample_by_themselves():
     parts = elbo((model, guide), x)
     assert abs(parts.elbo.value - (parts.reconstruction["x"] - parts.kl["z"])) < 1e-10
     assert abs(parts.elbo.value - exact.mean()) < FOUR * parts.elbo.standard_error
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_models_that_draw_their_rows_among_all_data_are_run_on_all_at_once(batch_size):
+    """Their rows lie outside a batch of fewer."""
+
+    def model(x):
+        with pyro.plate("data", 300, subsample_size=40) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("data", 300, subsample_size=40) as rows:
+            pyro.sample("z", dist.Normal(x[rows] / 2, 0.5**0.5))
+
+    x = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x)
+    estimate = log_likelihood((model, guide), x, num_samples=5, batch_size=batch_size)
+    torch.testing.assert_close(estimate.per_datum, exact, rtol=0, atol=1e-6)  # 0.5**0.5 is a float32 there
+    with pytest.raises(ValueError, match="does not run on"):
+        log_likelihood((model, guide), x[:299], num_samples=5)
+    figures, _ = evaluate((model, guide), x, num_samples=5, num_replicates=5)
+    assert figures["log_likelihood"] == pytest.approx(exact.mean().item(), abs=1e-6)
+
+
+def test_data_keep_their_dtype_where_the_store_has_another_programs_parameters():
+    x = torch.randn(5, dtype=torch.float64)
+    want = log_likelihood((labelled_model, labelled_guide), x, num_samples=5).per_datum
+    pyro.param("another", torch.zeros(3))
+    assert torch.equal(log_likelihood((labelled_model, labelled_guide), x, num_samples=5).per_datum, want)
 
 
 def test_data_take_the_dtype_of_the_pair_and_a_transform_once():

@@ -1,6 +1,7 @@
 """What counts as a pair, its names in the param store, and what one dry run of it tells and leaves alone."""
 
 import copy
+import re
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import Mixture
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam, PyroSample, pyro_method
@@ -262,6 +264,21 @@ def test_names_in_a_module_are_relative_to_it():
     assert list(structure(second, torch.ones(3, 4)).parameters) == [name for name, _ in first.named_parameters()]
 
 
+def test_a_module_that_takes_its_parameters_from_the_store_has_those():
+    def registering(net):
+        def guide(x):
+            pyro.module("net", net, update_module_params=True)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 1.0))
+
+        return model, guide
+
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    structure(registering(first), torch.ones(3))
+    known = structure(registering(second), torch.ones(3))
+    assert known.parameters["net$$$weight"] is second.weight is first.weight
+
+
 def test_shared_parameters_are_found_once():
     class Tied(Pair):
         def __init__(self):
@@ -426,6 +443,48 @@ def test_one_datum_without_a_dim_for_the_batch_is_refused(make):
         with pytest.raises(ValueError, match=r"'x' observes a tensor of the batch of shape \(5,\).* pass x\[None\]"):
             log_weights(pair, alone, num_particles=2)
     assert log_weights(pair, x[0][None]).shape == (1, 1)
+
+
+def test_a_model_and_a_guide_of_other_arguments_are_named():
+    with pytest.raises(TypeError, match=r"^the guide takes \(x\), a batch has 2 tensors \(too many .*same arguments$"):
+        structure((lambda x, y: model(x), guide), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(TypeError, match=r"^the model takes \(x, y\), a batch has 1 tensors \(missing"):
+        structure((lambda x, y: model(x), guide), torch.zeros(3))
+
+
+@pytest.mark.parametrize("obs", [(5,), (5, 1), (5, 5), (5, 3), None], ids=str)  # None: a factor
+def test_a_site_of_another_shape_than_its_plates_is_refused_as_in_stock_pyro(obs):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if obs is None:
+                pyro.factor("y", x[:, None])
+            else:
+                pyro.sample("y", dist.Normal(z[:, None], 1.0), obs=torch.zeros(obs))
+
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"at site ['\"]y"):
+        pyro.infer.Trace_ELBO().loss(model, guide, x)
+    value = re.escape(str(obs or (5, 1)))  # a plate of Pyro's expands what is in it
+    match = rf"^site 'y' has batch shapes distribution \(5, 5\), value {value}, .* plates \(\{{'data': 5\}}\); call"
+    with pytest.raises(ValueError, match=match):
+        structure((model, guide), x)
+
+
+def test_a_mask_and_a_global_site_of_another_shape_than_their_plates_are_refused():
+    def masked(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=torch.ones(5, 1, dtype=torch.bool)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+    def unplated(x):
+        pyro.sample("w", dist.Normal(x.new_zeros(3), 1.0), obs=torch.zeros(3))
+        model(x)
+
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match=r"value \(5,\), mask \(5, 1\), which"):
+        structure((masked, guide), x)
+    with pytest.raises(ValueError, match=r"^site 'w' has batch shapes distribution \(3,\), .* plates \(none\)"):
+        structure((unplated, guide), x)
 
 
 def test_importing_has_no_side_effect():

@@ -25,6 +25,7 @@ class Rows(ABC):
 
     fields: tuple[str, ...]  # all tensors of a row
     names: tuple[str, ...]  # those that a batch holds, in order
+    _main: str  # the one of which a datum is a row
 
     @property
     def _device(self) -> torch.device:
@@ -95,15 +96,13 @@ class Rows(ABC):
         filled = self._read([index for index in mine if len(index)], generator)
         return (next(filled) if len(index) else () for index in mine)
 
-    def _main(self) -> str:
-        return "x" if "x" in self.fields else self.fields[0]
-
 
 class Split(Rows):
     """Named tensors with one row per datum, and a transform for each batch taken from them.
 
-    NumPy arrays become tensors: floats of the default dtype, integers int64. Where ``x`` (or the first tensor, if none
-    is called x) is bool or uint8 it becomes floating, its values as they are; elsewhere uint8 is a label, bool a mask.
+    NumPy arrays become tensors: floats of the default dtype, integers int64. Where ``x`` is bool or uint8 it becomes
+    floating, its values as they are; elsewhere uint8 is a label, bool a mask. If none is called x, it is the first one
+    of floating numbers, or else the first.
     A sparse matrix, scipy's or torch's, stays sparse (`SparseRows`, floating); batches of its rows are dense.
 
     Args:
@@ -130,7 +129,7 @@ class Split(Rows):
             raise ValueError("tensors is empty, at least one named tensor is wanted; pass {'x': ...}")
         self.fields = self.names = tuple(tensors)
         self.transform = transform
-        main = self._main()
+        self._main = main = _main(tensors)
         self.tensors = {name: _tensor(name, value, name == main) for name, value in tensors.items()}
         for name, tensor in self.tensors.items():
             if tensor.ndim == 0 or len(tensor) == 0:
@@ -147,7 +146,7 @@ class Split(Rows):
                 )
 
     def __len__(self) -> int:
-        return len(self.tensors[self._main()])
+        return len(self.tensors[self._main])
 
     def __getitem__(self, name: str) -> Any:
         return self.tensors[name]
@@ -158,12 +157,12 @@ class Split(Rows):
 
     @property
     def _device(self) -> torch.device:
-        return self.tensors[self._main()].device
+        return self.tensors[self._main].device
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one x, or of a row of the first tensor if none is called x."""
-        return tuple(self.tensors[self._main()].shape[1:])
+        """Shape of one x, or of a row of what stands for it if none is called x."""
+        return tuple(self.tensors[self._main].shape[1:])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The split on another device; floating tensors take `dtype`, the others keep theirs."""
@@ -266,8 +265,9 @@ class Stream(Rows):
         self.dataset = dataset
         self.num_workers = num_workers
         self.fields = self.names = tuple(names)
+        self._main = _main({name: self._value(item, name) for name in names})
         self._target: tuple[Any, Any] = (None, None)
-        self.event_shape: tuple[int, ...] = tuple(self.select(self._main())._collate([item])[0].shape[1:])
+        self.event_shape: tuple[int, ...] = tuple(self.select(self._main)._collate([item])[0].shape[1:])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -292,12 +292,15 @@ class Stream(Rows):
         )
         return (tuple(_cast(tensor, *self._target) for tensor in batch) for batch in loader)
 
+    def _value(self, item: Any, name: str) -> Any:
+        if isinstance(item, Mapping):
+            return item[name]
+        return item[self.fields.index(name)] if isinstance(item, tuple | list) else item
+
     def _collate(self, items: list[Any]) -> tuple[Tensor, ...]:
         columns = []
         for name in self.names:
-            at = self.fields.index(name)
-            values = (i[name] if isinstance(i, Mapping) else i[at] if isinstance(i, tuple | list) else i for i in items)
-            tensors = [_tensor(name, value, name == self._main()) for value in values]
+            tensors = [_tensor(name, self._value(item, name), name == self._main) for item in items]
             if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
                 raise ValueError(f"{name} has items of shapes {sorted(shapes)}, one shape is wanted; crop or pad them")
             columns.append(torch.stack(tensors))
@@ -388,6 +391,18 @@ def item_width(item: Any) -> int:
 
 def _dense(tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {name: t.to_dense() if isinstance(t, SparseRows) else t for name, t in tensors.items()}
+
+
+def _main(tensors: Mapping[str, Any]) -> str:
+    """Which of them are the data; labels and masks may come before."""
+    floating = (name for name, value in tensors.items() if _is_floating(value))
+    return "x" if "x" in tensors else next(floating, next(iter(tensors)))
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point()
+    return is_sparse(value) or isinstance(value, float) or getattr(getattr(value, "dtype", None), "kind", "") == "f"
 
 
 def _tensor(name: str, value: Any, main: bool) -> Any:

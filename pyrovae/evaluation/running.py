@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrovae.data import Data, Split, Stream, match
 from pyrovae.data.seeds import ORDER, seeded_generator
 from pyrovae.models.base import Functions, PairLike, as_pair, evaluation_mode, isolated_random_state, structure
-from pyrovae.models.batches import check_rows, home
+from pyrovae.models.batches import check_rows, home, placed
 
 __all__ = [
     "BUDGET",
@@ -73,7 +73,7 @@ def first_rows(pair: Any, data: Any, seed: int, count: int | None = None) -> tup
     rows = fixed_rows(pair, data, seed, count)
     with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
         batch = next(rows.sequential(count or len(rows) if isinstance(rows, Stream) else len(rows)))
-    return _at_home(batch, *home(pair))
+    return placed(batch, *home(pair, batch))
 
 
 class Evaluation:
@@ -85,7 +85,8 @@ class Evaluation:
 
     Args:
         pair, data, plate, seed, batch_size, particles: see `evaluating`.
-        max_rows: take at most this many rows, chosen by `seed`; all of them, where the guide is an autoguide.
+        max_rows: take at most this many rows, chosen by `seed`; all of them, where the guide is an autoguide or the
+            model draws its own rows among all.
 
     Attributes:
         pair: the pair.
@@ -112,13 +113,21 @@ class Evaluation:
         self.pair: PairLike = as_pair(pair)
         check_counts(batch_size=batch_size, max_rows=max_rows)
         takes_all = isinstance(self.pair.guide, AutoGuide)  # which has a row of parameters for each of these data
-        self.rows = _chosen(fixed_rows(self.pair, data, seed), None if takes_all else max_rows, seed)
+        all_rows = fixed_rows(self.pair, data, seed)
+        self.rows = _chosen(all_rows, None if takes_all else max_rows, seed)
         self.batch_size = len(self.rows) if takes_all else self._rows_at_once(batch_size, particles)
-        self.device, self.dtype = home(self.pair)
+        first = self._read(self.batch_size)
+        self.device, self.dtype = home(self.pair, first)
         self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
         plates = _Plates()
         with self.ready(seed), plates:
-            self.known = structure(self.pair, *self.batch(), plate=plate)
+            try:
+                self.known = structure(self.pair, *self._moved(first), plate=plate)
+            except ValueError:
+                if len(all_rows) == self.batch_size or len(all_rows) not in plates.sizes.values():
+                    raise
+                self.rows, self.batch_size = all_rows, len(all_rows)  # among which the model draws its own
+                self.known = structure(self.pair, *self.batch(), plate=plate)
         self.modules += self.known.modules
         self.subsamples = self.known.rows < self.batch_size or self.known.plate in plates.sizes
         self._check_rows_of_guide()
@@ -172,9 +181,11 @@ class Evaluation:
 
     def batch(self, size: int | None = None) -> tuple[Tensor, ...]:
         """The first rows of the data."""
-        with torch.device("cpu"):
-            batch = next(self.rows.sequential(self.batch_size if size is None else size))
-        return self._moved(batch)
+        return self._moved(self._read(self.batch_size if size is None else size))
+
+    def _read(self, size: int) -> tuple[Tensor, ...]:
+        with torch.device("cpu"):  # a DataLoader fails where new tensors go to a GPU by default
+            return next(self.rows.sequential(size))
 
     def join(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
         """Results of all batches, each with its rows in `dim`, as one for all rows of the data."""
@@ -185,7 +196,7 @@ class Evaluation:
     def _moved(self, batch: tuple[Tensor, ...], start: int = 0) -> tuple[Tensor, ...]:
         """Rows from `start` on, where the pair is, once it has agreed to them."""
         check_rows(self.pair, batch, "data", start)
-        return _at_home(batch, self.device, self.dtype)
+        return placed(batch, self.device, self.dtype)
 
     def _at(self, rows: Tensor) -> PairLike:
         chosen = Trace()
@@ -279,11 +290,6 @@ def check_counts(**counts: Any) -> None:
             raise TypeError(f"{name} is {value!r}, a whole number is wanted; pass {name}=100, say")
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, at least 1 is wanted; pass {name}=100, say")
-
-
-def _at_home(batch: tuple[Tensor, ...], device: torch.device | None, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
-    """A batch on a pair's device, numbers that are no integers in its dtype."""
-    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in batch)
 
 
 def _chosen(rows: Split | Stream, count: int | None, seed: int) -> Split | Stream:

@@ -50,7 +50,7 @@ def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False
     if name is None:
         name = next((s for s in on.known.latent if s in fitting), None)
         if name is None:
-            others = f"only {shapes}; name another latent" if shapes else "nothing at all"
+            others = f"only {shapes}; pass a pair that has one" if shapes else "nothing at all"
             raise ValueError(f"the guide samples no {kind} for each datum, {others}")
     elif name not in sites:
         raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")

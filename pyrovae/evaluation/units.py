@@ -15,6 +15,7 @@ from torch.distributions import Independent, kl_divergence
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import has_exact_mean, is_discrete, latent_site, mean_of, rows_first
 from pyrovae.models.base import random_sites
+from pyrovae.objectives.draws import is_point
 
 __all__ = ["ActiveUnits", "active_layers", "active_units"]
 
@@ -60,7 +61,8 @@ def active_units(
 
     Args:
         pair, data, plate, seed, batch_size: see `log_likelihood`.
-        site: a latent whose event is a vector. Default: the first continuous one, in the model's order.
+        site: a latent whose event is a vector, or a number, which is one unit. Default: the first continuous vector in
+            the model's order, or the first number if there is none.
         threshold: of the variance; the paper's.
         num_samples: as for `pyrovae.evaluation.encode`.
 
@@ -74,7 +76,7 @@ def active_units(
     """
     check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        name = latent_site(on, site, vector=True)["name"]
+        name = _latent(on, site)
         return _of_sites(on, [name], threshold=threshold, num_samples=num_samples)[name]
 
 
@@ -112,7 +114,7 @@ def active_layers(
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
         trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
         vectors = [name for name in on.known.latent[::-1] if _is_vector(trace, name)]
-        names = vectors or [latent_site(on, None, vector=True)["name"]]  # its error, where there is no vector
+        names = vectors or [_latent(on, None)]
         return _of_sites(on, names, threshold=threshold, num_samples=num_samples)
 
 
@@ -150,7 +152,7 @@ def _moments(run: Any, batch: Sequence[Any], names: Sequence[str], num_samples: 
         for name in needed:
             q = guide_trace.nodes[name]
             mean = mean_of(q)
-            values[name].append(rows_first(q["value"] if mean is None else mean, q).double())
+            values[name].append(_as_vector(rows_first(q["value"] if mean is None else mean, q), q).double())
             kls[name].append(_kl_per_unit(model_trace, guide_trace, name))
         needed = [name for name in needed if not has_exact_mean(guide_trace, name)]
         if not needed:
@@ -164,9 +166,21 @@ def _moments(run: Any, batch: Sequence[Any], names: Sequence[str], num_samples: 
     return found
 
 
-def _is_vector(trace: Any, name: str) -> bool:
+def _latent(on: Evaluation, site: str | None) -> str:
+    """The latent that is asked for, a vector or a number."""
+    trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
+    local = [name for name in on.known.latent if name not in on.known.global_latent]
+    numbers = [name for name in local if _is_vector(trace, name, dims=0)]
+    if site in numbers:
+        return site
+    if site is None and numbers and not any(_is_vector(trace, name) for name in local):
+        return numbers[0]
+    return latent_site(on, site, vector=True)["name"]
+
+
+def _is_vector(trace: Any, name: str, dims: int = 1) -> bool:
     site = trace.nodes.get(name)
-    return site is not None and site["fn"].event_dim == 1 and not is_discrete(site)
+    return site is not None and site["fn"].event_dim == dims and not is_discrete(site)
 
 
 def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None:
@@ -178,14 +192,21 @@ def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None
     before = [[s["name"] for s in random_sites(trace) if not s["is_observed"]] for trace in traces]
     in_model, in_guide = (names[: names.index(name)] for names in before)
     p, q = (trace.nodes[name] for trace in traces)
-    factorises = isinstance(p["fn"], Independent) and isinstance(q["fn"], Independent)
-    if not factorises or not set(in_model) <= set(in_guide) or p["mask"] is not q["mask"]:
+    p_unit, q_unit = (site["fn"].base_dist if isinstance(site["fn"], Independent) else site["fn"] for site in (p, q))
+    if not set(in_model) <= set(in_guide) or p["mask"] is not q["mask"]:
         return None
-    if q["fn"].base_dist.event_shape or p["fn"].base_dist.event_shape:
+    if q_unit.event_shape or p_unit.event_shape or is_point(q_unit):
         return None
     try:
-        kl = kl_divergence(q["fn"].base_dist, p["fn"].base_dist)
+        kl = kl_divergence(q_unit, p_unit)
     except NotImplementedError:
         return None
-    counted = p["mask"].unsqueeze(-1) if isinstance(p["mask"], Tensor) else p["mask"]  # of rows, beside their units
-    return rows_first(scale_and_mask(kl.expand(q["fn"].shape()), mask=counted), q).double()
+    counted = p["mask"]
+    if isinstance(counted, Tensor) and q["fn"].event_dim:
+        counted = counted.unsqueeze(-1)  # of rows, beside their units
+    return _as_vector(rows_first(scale_and_mask(kl.expand(q["fn"].shape()), mask=counted), q), q).double()
+
+
+def _as_vector(value: Tensor, site: Any) -> Tensor:
+    """Numbers (..., L) of a site's vectors as they are, those of its numbers as (..., 1)."""
+    return value if site["fn"].event_dim else value[..., None]

@@ -28,7 +28,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-from torch.nn.functional import one_hot
+from torch.nn.functional import embedding, one_hot
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["CaptureError", "Graph", "capture"]
@@ -85,6 +85,8 @@ def capture(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) 
             said = " ".join(said.split())[:200] or type(error).__name__
             if isinstance(error, CaptureError):
                 raise CaptureError(said) from error
+            if "_local_scalar_dense" in said:  # inside one of torch's own operations, where nobody sees it come
+                said = "the program reads the value of a tensor"
             raise CaptureError(f"{said}{_line_of(error.__traceback__)}") from error
     for node in module.graph.nodes:
         by_values = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
@@ -136,6 +138,10 @@ class _Reads(TorchFunctionMode):
         if function is one_hot and sys._getframe(1).f_code.co_filename.startswith(_LIBRARIES):
             index, classes = args  # of a draw, whose range torch would read
             return (index[..., None] == torch.arange(classes, device=index.device)).long()
+        if function is one_hot and len(args) == 1 and kwargs.get("num_classes", -1) > 0:
+            args = (*args, kwargs["num_classes"])
+        if function is one_hot and len(args) == 2 and args[1] > 0:  # as a look-up, which refuses what is no class
+            return embedding(args[0], torch.eye(args[1], dtype=torch.long, device=args[0].device))
         by_values = function in _SPLITS and len(args) > 1 and isinstance(args[1], Tensor)
         by_values |= function is torch.where and len(args) == 1
         if by_values or function in _SELECTIONS or (function is Tensor.__getitem__ and _by_mask(args[1])):

@@ -22,10 +22,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyrovae.distributions.flat import is_improper
 from pyrovae.models.traces import (
+    check_arguments,
     check_auxiliary,
     check_event_shapes,
     check_measures,
     check_plates,
+    check_site_shapes,
     check_sites,
     inside,
     random_sites,
@@ -233,10 +235,12 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
         plate: name of the data plate; needed only where it is neither called "data" nor the one plate at dim -1.
 
     Raises:
+        TypeError: where model or guide takes another number of arguments.
         ValueError: where the pair does not run on the batch, the sites of model and guide, their event shapes or their
             measures do not match, the data plate is missing or ambiguous, or the batch has no dim for it.
     """
     pair = as_pair(pair)
+    check_arguments({"model": pair.model, "guide": pair.guide}, batch)
     with contextlib.ExitStack() as stack:
         modules = stack.enter_context(_recorded_modules(pair))
         stack.enter_context(isolated_random_state())
@@ -248,6 +252,9 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
     frame = _data_plate(model_trace, plate)
     check_plates(model_trace, guide_trace, frame.name, batch)
     check_event_shapes(model_trace, guide_trace)
+    guide_size = _plate_size(guide_trace, frame.name)
+    if guide_size in (None, frame.full_size):  # a guide with rows of other data has no shape that fits
+        check_site_shapes(guide_trace, model_trace)
     check_auxiliary(model_trace, guide_trace)
     check_measures(model_trace, guide_trace)
     sites = [*random_sites(model_trace), *random_sites(guide_trace)]
@@ -276,11 +283,11 @@ def structure(pair: Any, *batch: Any, plate: str | None = None) -> Structure:
             if site["is_observed"] and same_values(site["value"], value)
         },
         enumerated=tuple(dict.fromkeys(site["name"] for site in sites if site["infer"].get("enumerate") == "parallel")),
-        parameters=_unique([*named, *_param_sites(guide_trace), *_param_sites(model_trace)]),
+        parameters=_unique([*named, *_param_sites(guide_trace, modules), *_param_sites(model_trace, modules)]),
         buffers=_buffers(pair, modules),
         modules=tuple(modules),
         improper=tuple(site["name"] for site in latent if is_improper(site["fn"])),
-        guide_size=_plate_size(guide_trace, frame.name),
+        guide_size=guide_size,
     )
 
 
@@ -290,11 +297,15 @@ def _plate_size(trace: Trace, plate: str) -> int | None:
     return next((frame.full_size for frame in frames if frame.name == plate), None)
 
 
-def _param_sites(trace: Trace) -> Iterator[tuple[str, Tensor]]:
+def _param_sites(trace: Trace, modules: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """By names of the store; the tensors of `pyro.module` are those that ran, whatever module had its name before."""
+    held = {id(parameter) for module in modules for parameter in module.parameters()}
     for name, site in trace.nodes.items():
         if site["type"] == "param":
             value = site["value"]
-            yield name, value.unconstrained() if hasattr(value, "unconstrained") else value
+            value = value.unconstrained() if hasattr(value, "unconstrained") else value
+            registered = site["args"][1:] if "$$$" in name and id(value) not in held else ()
+            yield name, registered[0] if registered else value
 
 
 def _unique(named: list[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.models.base import PairLike
+from pyrovae.models.base import PairLike, structure
 
-__all__ = ["check_rows", "data_plate", "home"]
+__all__ = ["check_rows", "data_plate", "home", "placed"]
 
 
 def data_plate(x: Tensor, size: int | None) -> Any:
@@ -45,14 +46,36 @@ def check_rows(pair: Any, batch: tuple[Any, ...], argument: str, start: int = 0)
             raise ValueError(f"{argument}{f', rows from {start} on' if start else ''}: {error}") from None
 
 
-def home(pair: PairLike) -> tuple[torch.device | None, torch.dtype | None]:
+def home(pair: PairLike, batch: tuple[Tensor, ...]) -> tuple[torch.device | None, torch.dtype | None]:
     """Device and dtype that the pair's parameters have in common."""
     owners = [getattr(part, "__self__", part) for part in (pair if isinstance(pair, tuple) else [pair])]
     inner = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     modules = [module for module in [*owners, *inner] if isinstance(module, nn.Module)]
     tensors = [tensor for module in modules for tensor in module.parameters()]
+    if not tensors:
+        return _home_in_store(pair, batch)
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    if not tensors:  # parameters in Pyro's store, which may be another program's
-        tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters() if tensor.device.type != "cpu"]
-    devices = {tensor.device for tensor in tensors}
-    return devices.pop() if len(devices) == 1 else None, dtypes.pop() if len(dtypes) == 1 else None
+    return _only({tensor.device for tensor in tensors}), _only(dtypes)
+
+
+def _home_in_store(pair: PairLike, batch: tuple[Tensor, ...]) -> tuple[torch.device | None, torch.dtype | None]:
+    """The same of parameters in Pyro's store, which may be another program's: their dtype if the batch's own fails."""
+    tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters()]
+    device = _only({tensor.device for tensor in tensors if tensor.device.type != "cpu"})
+    held = _only({tensor.dtype for tensor in tensors if tensor.is_floating_point()})
+    if held in (None, *(tensor.dtype for tensor in batch)):
+        return device, None
+    for dtype in (None, held):
+        with contextlib.suppress(ValueError):
+            structure(pair, *placed(batch, device, dtype))
+            return device, dtype
+    return device, None
+
+
+def placed(batch: tuple[Tensor, ...], device: torch.device | None, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
+    """A batch on a device, numbers that are no integers in a dtype."""
+    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in batch)
+
+
+def _only(values: set[Any]) -> Any:
+    return next(iter(values)) if len(values) == 1 else None

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
 from torch import Tensor
 
 __all__ = [
+    "check_arguments",
     "check_auxiliary",
     "check_event_shapes",
     "check_measures",
     "check_plates",
+    "check_site_shapes",
     "check_sites",
     "inside",
     "is_point",
@@ -32,6 +38,20 @@ def random_sites(trace: Trace) -> Iterator[dict[str, Any]]:
     for site in trace.nodes.values():
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic"):
             yield site
+
+
+def check_arguments(programs: dict[str, Callable[..., Any]], batch: tuple[Any, ...]) -> None:
+    """Refuse a program that can't be called with the batch."""
+    for name, program in programs.items():
+        with contextlib.suppress(ValueError):  # it has no signature to look at
+            signature = inspect.signature(program)
+            try:
+                signature.bind(*batch)
+            except TypeError as error:
+                raise TypeError(
+                    f"the {name} takes {signature}, a batch has {len(batch)} tensors ({error}); model and guide are "
+                    "called alike: give both the same arguments"
+                ) from error
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
@@ -142,6 +162,25 @@ def point_of(fn: Any) -> Delta | None:
     while fn is not None and not isinstance(fn, Delta):
         fn = getattr(fn, "base_dist", None)
     return fn
+
+
+def check_site_shapes(*traces: Trace) -> None:
+    """Refuse a site whose log-density has other dims than its plates: a dim too many would be read as particles."""
+    for site in (site for trace in traces for site in random_sites(trace)):
+        fn, value, mask = site["fn"], site["value"], site["mask"]
+        shapes = {"distribution": fn.batch_shape, "value": value.shape[: max(0, value.dim() - fn.event_dim)]}
+        shapes |= {"mask": mask.shape} if isinstance(mask, Tensor) else {}
+        try:  # from shapes alone: an implicit guide has no density to ask for
+            log_prob = torch.empty(torch.broadcast_shapes(*shapes.values()), device="meta")
+            check_site_shape({**site, "log_prob": log_prob}, math.inf)
+        except (RuntimeError, ValueError) as error:
+            plates = {frame.name: frame.size for frame in site["cond_indep_stack"]}
+            batch_shapes = ", ".join(f"{what} {tuple(shape)}" for what, shape in shapes.items())
+            raise ValueError(
+                f"site {site['name']!r} has batch shapes {batch_shapes}, which make other than one log-density for "
+                f"each place of its plates ({plates or 'none'}); call .to_event(1) on the distribution where a datum "
+                "has a dim of its own, or squeeze or sum that dim away"
+            ) from error
 
 
 def same_values(site_value: Any, value: Any) -> bool:

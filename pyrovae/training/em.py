@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pyrovae.data import match
 from pyrovae.models.base import Functions, PairLike, Structure, as_pair, isolated_random_state, structure
-from pyrovae.models.batches import home
+from pyrovae.models.batches import home, placed
 from pyrovae.objectives import exact_posterior, ledger, mean_field_posterior
 from pyrovae.objectives.classical import summed
 from pyrovae.objectives.hmc import Chains
@@ -301,8 +301,9 @@ def fit_em(
         seed = int(torch.randint(2**31, ()))
     climbs = copy.copy(Ascent(10) if m_step is None else m_step)
     with isolated_random_state(seed):
-        place = partial(_placed, *home(pair))
-        first = place(next(rows.sequential(batch_size)))
+        first = next(rows.sequential(batch_size))
+        device, dtype = home(pair, first)
+        first = placed(first, device, dtype)
         ready = (Exact() if e_step is None else e_step).begin(pair, first, plate, objective)
         parameters = _owned(pair if isinstance(ready, Ascent) else Functions(pair.model, _nothing), first)[0]
         if isinstance(climbs, Ascent) and not parameters:
@@ -315,7 +316,7 @@ def fit_em(
         while run.epoch < max_epochs and not run.stopping:
             total = 0.0
             given = rows.sequential(batch_size) if whole else rows.batches(batch_size, seed=seed, epoch=run.epoch)
-            for batch in map(place, given):
+            for batch in (placed(batch, device, dtype) for batch in given):
                 q = ready(*batch, whole=whole)
                 with torch.no_grad():
                     loss = -float(q.mean())
@@ -337,10 +338,6 @@ def fit_em(
             run.stopping |= tolerance is not None and abs(before - loss) < tolerance
             before = loss
     return run
-
-
-def _placed(device: torch.device | None, dtype: torch.dtype | None, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(device, dtype if tensor.is_floating_point() else None) for tensor in batch)
 
 
 def _backward(q: Expectation, parameters: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from pyrovae.training.alone import alone_in
 from pyrovae.training.arguments import check_callbacks, check_numbers
 from pyrovae.training.compiled import worthwhile
 from pyrovae.training.loop import Callback, Loop, Run
-from pyrovae.training.precision import tensor_float32
+from pyrovae.training.precision import default_dtype, tensor_float32
 from pyrovae.training.preparation import check_batches, check_support, first_rows_hash, prepare, splits
 from pyrovae.training.processes import check_divisible, in_workers, join, wants_workers
 from pyrovae.training.runs import load
@@ -303,19 +303,16 @@ def _surroundings(seed: int, device: torch.device, dtype: torch.dtype | None, th
     """Seeded generators, and new tensors of a user's program where they belong; all as before afterwards."""
     if device.type == "cuda":
         torch.cuda.init()  # or its generators would have no state yet to come back to
-    states, default_dtype = checkpoint.random_state(), torch.get_default_dtype()
+    states = checkpoint.random_state()
     threads_before = torch.get_num_threads()
     try:
         if threads is not None:  # sums over other parts would round differently
             torch.set_num_threads(threads)
-        if dtype is not None:
-            torch.set_default_dtype(dtype)
         pyro.set_rng_seed(seed)
-        with contextlib.nullcontext() if device.type == "cpu" else device:
+        with default_dtype(dtype), contextlib.nullcontext() if device.type == "cpu" else device:
             yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.set_default_dtype(default_dtype)
         checkpoint.set_random_state(states)
 
 

@@ -30,6 +30,7 @@ from pyrovae.training.optimizers import made
 from pyrovae.training.plain_values import encode
 from pyrovae.training.processes import Processes
 from pyrovae.training.progress import Progress, interruptible
+from pyrovae.training.rescue import rescued
 from pyrovae.training.step import Step
 from pyrovae.training.update import Update
 
@@ -177,12 +178,8 @@ class Loop:
         bar = Progress(max_epochs, self.steps_per_epoch, run, shown=progress and run.rank == 0)
         with contextlib.closing(bar), self._connected(), interruptible(self):
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
-                before = self._snapshot()
-                try:
+                with rescued(self):
                     self._epoch(callbacks, bar)
-                except FloatingPointError:
-                    self._restore(before)
-                    raise
                 run.seconds = time.monotonic() - began
                 if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
                     break
@@ -201,7 +198,7 @@ class Loop:
             if run.out:
                 self.save(returns_best=returns_best)
             if returns_best:
-                self._restore(self.best)
+                self.restore(self.best)
 
     def _epoch(
         self,
@@ -260,7 +257,7 @@ class Loop:
             row["validation_loss"] = self._validate(self.validation_data)
             if row["validation_loss"] < run.best_loss:
                 run.best_loss, run.best_epoch = row["validation_loss"], run.epoch + 1
-                self.best = self._snapshot() if patience is not None else {}
+                self.best = self.snapshot() if patience is not None else {}
         if self.critic:
             row["critic_loss"] = self.critic.end_epoch()
         row |= {name: schedule.value.item() for name, schedule in self.schedules.items()}
@@ -321,8 +318,8 @@ class Loop:
             raise self._diverged(found, not_finite(self.step, ()))
 
     def _diverged(self, found: str, why: str) -> FloatingPointError:
-        latest = self.run.out and checkpoint.latest(self.run.out / "checkpoints")
-        kept = "parameters from before this epoch" + (f", the last checkpoint is {latest}" if latest else "")
+        folder = self.run.out if self.run.epoch else None
+        kept = "parameters from before this epoch" + (f", the last checkpoint is in {folder}" if folder else "")
         return FloatingPointError(
             f"{found}, in epoch {self.run.epoch + 1}: {why}. The pair has its {kept}; pass a smaller lr= or "
             "clip_norm=1.0, or look at the data and at scales that go to 0"
@@ -384,8 +381,8 @@ class Loop:
         kept = checkpoint.read(path)
         check_continues(run.config, kept.config, str(run.out))
         file = str(path / checkpoint.STATE)
-        history, before = checked_state(kept.state, file), self._snapshot()
-        self._restore({name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")})
+        history, before = checked_state(kept.state, file), self.snapshot()
+        self.restore({name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")})
         self.best = {name[5:]: tensor for name, tensor in kept.parameters.items() if name.startswith("best/")}
         try:
             with taken_from(file):
@@ -397,7 +394,7 @@ class Loop:
                 self.in_epoch = Epoch(*kept.state["in_epoch"])
                 checkpoint.set_random_state(self.processes.own_states(kept.random))
         except ValueError:
-            self._restore(before)
+            self.restore(before)
             raise
         self.update.failure, self.update.begun = kept.state.get("eager_because"), True
         run.step, run.epoch, run.seconds = kept.state["step"], kept.state["epoch"], kept.state["seconds"]
@@ -410,7 +407,7 @@ class Loop:
         """The epochs so far are not lost with what a callback raises; several processes could not agree on it."""
         try:
             yield
-        except Exception:
+        except BaseException:
             if self.run.out and self.processes.size == 1:
                 self.save()
             raise
@@ -429,8 +426,10 @@ class Loop:
             )
             raise ConnectionError(f"{error}, at step {self.run.step + 1}; look at what it said, then {fix}") from error
 
-    def _snapshot(self) -> dict[str, Tensor]:
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers, by name."""
         return {name: tensor.detach().clone() for name, tensor in self.state.items()}
 
-    def _restore(self, snapshot: dict[str, Tensor]) -> None:
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put all parameters and buffers back to those of a snapshot."""
         checkpoint.load_state(self.state, snapshot)

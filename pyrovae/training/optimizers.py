@@ -33,11 +33,15 @@ def made(optimizer: Callable[..., torch.optim.Optimizer], parameters: list[Tenso
             f"torch.optim.{type(optimizer).__name__}, the class, or a functools.partial of it"
         )
     found: Any = optimizer
+    said = ""
     if callable(optimizer) and not isinstance(optimizer, PyroOptim):
-        found = optimizer(parameters, lr=lr)
+        try:
+            found = optimizer(parameters, lr=lr)
+        except TypeError as error:
+            said = f" ({error})"
     if not isinstance(found, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer is {name!r}, which makes no torch optimizer; "
+            f"optimizer is {name!r}, which makes no torch optimizer{said}; "
             "pass torch.optim.Adam or functools.partial(torch.optim.Adam, betas=(0.9, 0.99))"
         )
     closure = inspect.signature(type(found).step).parameters.get("closure")

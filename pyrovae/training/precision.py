@@ -22,7 +22,18 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["tensor_float32"]
+__all__ = ["default_dtype", "tensor_float32"]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """New tensors of a user's program in a dtype, or for None in torch's own; as before afterwards."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(before if dtype is None else dtype)
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -28,7 +29,7 @@ from pyrovae.models.batches import check_rows
 from pyrovae.objectives import Objective
 from pyrovae.training.step import Step
 
-__all__ = ["check_batches", "check_support", "first_rows_hash", "prepare", "splits"]
+__all__ = ["check_batches", "check_support", "first_rows_hash", "moved", "prepare", "splits"]
 
 
 def prepare(
@@ -40,20 +41,10 @@ def prepare(
     dtype: torch.dtype | None,
 ) -> tuple[Structure, tuple[Tensor, ...]]:
     """The pair on its device, its structure, and the batch that it was found on."""
-    parts = [part for part in (pair if isinstance(pair, tuple) else [pair]) if isinstance(part, nn.Module)]
-    for part in parts:
-        part.to(device=device, dtype=dtype)
-
-    def move(module: nn.Module, _: Any) -> None:  # modules that plain functions call are only found as they run
-        module.to(device=device, dtype=dtype)
-
-    hook = register_module_forward_pre_hook(move)
-    try:
+    with moved(pair, device, dtype):
         if isinstance(pair.guide, AutoGuide) and pair.guide.create_plates is None and len(train) > batch_size:
             _check_autoguide(pair, train, batch_size, plate)
         known, batch = _first_run(pair, train, batch_size, plate)
-    finally:
-        hook.remove()
     for parameter in known.parameters.values():
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     if not any(parameter.requires_grad for parameter in known.parameters.values()):
@@ -73,6 +64,23 @@ def prepare(
             f"data_size={len(train)} to the constructor, or write pyro.plate({known.plate!r}, {len(train)}, ...)"
         )
     return known, batch
+
+
+@contextlib.contextmanager
+def moved(pair: PairLike, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """The pair's modules on a device and in a dtype, those that plain functions call as they run."""
+
+    def move(module: nn.Module, _: Any = None) -> None:
+        module.to(device=device, dtype=dtype)
+
+    for part in pair if isinstance(pair, tuple) else [pair]:
+        if isinstance(part, nn.Module):
+            move(part)
+    hook = register_module_forward_pre_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _first_run(

@@ -16,6 +16,8 @@ from pyrovae.models.rebuild import build
 from pyrovae.training import checkpoint
 from pyrovae.training.kept import FIX, check_config, checked_state, short
 from pyrovae.training.loop import Run
+from pyrovae.training.precision import default_dtype
+from pyrovae.training.preparation import moved
 from pyrovae.training.step import OBJECTIVE
 
 __all__ = ["load"]
@@ -56,12 +58,10 @@ def load(folder: str | os.PathLike[str], pair: Any = None, *, critic: nn.Module 
     last = {name: tensor for name, tensor in kept.parameters.items() if not name.startswith("best/")}
     kept_values = best if state["returns_best"] else last
     values = {name: tensor for name, tensor in kept_values.items() if not name.startswith(OBJECTIVE)}
-    floating = [tensor.dtype for tensor in values.values() if tensor.is_floating_point()]
-    for part in pair if isinstance(pair, tuple) else [pair]:
-        if isinstance(part, nn.Module) and floating:
-            part.to(device="cpu", dtype=floating[0])
+    dtype = next((tensor.dtype for tensor in values.values() if tensor.is_floating_point()), None)
     try:
-        known = _structure(pair, config["batch"], config["plate"])
+        with default_dtype(dtype if config.get("precision") else None), moved(pair, torch.device("cpu"), dtype):
+            known = _structure(pair, config["batch"], config["plate"])
     except TypeError as error:
         what = f"{path / checkpoint.CONFIG} has a batch that the pair does not take ({error})"
         raise ValueError(f"{what}; pass the pair that was fitted, or {FIX}") from error
