@@ -178,6 +178,20 @@ def test_the_summary_has_each_cells_longest_training(tmp_path):
     assert {line.count("|") for line in lines} == {9}
 
 
+def test_the_summary_has_the_setting_that_most_cells_share_too(tmp_path):
+    """Longer training of one cell alone would be compared with others' shorter one."""
+    for epochs, names in {6: ["vae_1", "iwae_5"], 9: ["vae_1"], 3: ["iwae_5"]}.items():
+        folder = tmp_path / "results" / "small" / f"epochs_{epochs}"
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}_seed_0.json").write_text(json.dumps({**SETTING, "nll": 30.0 - epochs, "epochs": epochs}))
+    assert summary({"small": RESULT}).splitlines()[3:] == [
+        "| VAE 1 | 21.00 | 24.00 | 1 | 6 | 128 | 10 | cpu |",
+        "| VAE 1 | 21.00 | 21.00 | 1 | 9 | 128 | 10 | cpu |",
+        "| IWAE 5 |  | 24.00 | 1 | 6 | 128 | 10 | cpu |",
+    ]
+
+
 def test_the_readme_takes_the_summary_between_its_marks(tmp_path, monkeypatch):
     path = tmp_path / "README.md"
     path.write_text(f"above\n{tables.BEGIN}| old |\n{tables.END}below\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,16 @@ def table(name: str, result: Result) -> str:
 
 
 def summary(results: Mapping[str, Result]) -> str:
-    """The README's table: of each cell the longest training, whatever its figure, and which cells have not run."""
+    """The README's table: which cells have not run, and of the others the longest training, whatever its figure.
+
+    A cell that has the setting of most cells too, by which they can be compared, has a row for both.
+    """
     lines = _head(["cell", "paper", OURS, "seeds", "epochs", "batch", "samples", "device"])
     for name, result in results.items():
         found = {cell: records(name, cell) for cell in result.cells}
+        by_setting = [(setting, runs) for settings in found.values() for setting, runs in settings.items()]
+        count = Counter(setting for setting, _ in by_setting)
+        common, _ = max(by_setting, key=lambda item: (count[item[0]], _longest(item[1])), default=("", []))
         several = f": {', '.join(result.figures)}" if len(result.figures) > 1 else ""
         lines.append(_row([f"**`{name}`** {result.source}{several}", *[""] * 7]))
         for cell_name, settings in found.items():
@@ -57,10 +64,12 @@ def summary(results: Mapping[str, Result]) -> str:
             if cell.quoted:
                 lines.append(_row([cell_name, paper, "quoted", *[""] * 5]))
             elif settings:
-                runs = max(settings.values(), key=lambda runs: max(map(_length, runs)))
-                first, *others = result.figures
-                ours = "; ".join([_spread(first, runs), *(_spread(key, runs, extremes=False) for key in others)])
-                lines.append(_row([cell_name, paper, ours, str(len(runs)), *(_setting(runs, key) for key in SETTING)]))
+                longest = max(settings, key=lambda setting: _longest(settings[setting]))
+                for runs in (settings[setting] for setting in dict.fromkeys((common, longest)) if setting in settings):
+                    first, *others = result.figures
+                    ours = "; ".join([_spread(first, runs), *(_spread(key, runs, extremes=False) for key in others)])
+                    setting = [_setting(runs, key) for key in SETTING]
+                    lines.append(_row([cell_name, paper, ours, str(len(runs)), *setting]))
         if absent := [cell for cell, settings in found.items() if not settings and not result.cells[cell].quoted]:
             lines.append(_row([f"not run yet: {'; '.join(absent)}", *[""] * 7]))
     return "\n".join(lines) + "\n"
@@ -75,9 +84,9 @@ def write_readme(results: Mapping[str, Result]) -> None:
     README.write_text(f"{before}{BEGIN}{summary(results)}{END}{after}")
 
 
-def _length(record: Mapping[str, Any]) -> int:
-    """Epochs of a cell's start and its own."""
-    return record.get("start", {}).get("epochs", 0) + record["epochs"]
+def _longest(runs: Sequence[Mapping[str, Any]]) -> int:
+    """The most epochs of a cell's seeds, its start's among them."""
+    return max(run.get("start", {}).get("epochs", 0) + run["epochs"] for run in runs)
 
 
 def _setting(found: Sequence[Mapping[str, Any]], key: str) -> str:
