@@ -14,8 +14,8 @@ from torch.distributions import Independent, kl_divergence
 
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import has_exact_mean, is_discrete, latent_site, mean_of, rows_first
-from pyrovae.models.base import random_sites
-from pyrovae.objectives.draws import is_point
+from pyrovae.models.base import isolated_random_state, random_sites
+from pyrovae.models.traces import is_point
 
 __all__ = ["ActiveUnits", "active_layers", "active_units"]
 
@@ -168,7 +168,8 @@ def _moments(run: Any, batch: Sequence[Any], names: Sequence[str], num_samples: 
 
 def _latent(on: Evaluation, site: str | None) -> str:
     """The latent that is asked for, a vector or a number."""
-    trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
+    with isolated_random_state():
+        trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
     local = [name for name in on.known.latent if name not in on.known.global_latent]
     numbers = [name for name in local if _is_vector(trace, name, dims=0)]
     if site in numbers:
