@@ -214,6 +214,12 @@ def test_each_site_has_its_own_beta():
         ELBO(beta={"z1": -1})
 
 
+def test_each_schedule_is_one():
+    pair, objective = LooseLinearGaussian(), ELBO(beta={"z": Linear(0.0, 1.0, 3)})
+    objective.loss(pair.model, pair.guide, pair.sample(3))
+    assert list(objective.schedules) == ["beta.z"]
+
+
 def test_warm_up_of_one_site_in_fit():
     x = torch.rand(32, 4).round()
     run = fit(

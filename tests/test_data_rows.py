@@ -40,6 +40,15 @@ def as_stream(columns):
     return Stream([{name: values[row] for name, values in columns.items()} for row in range(3)])
 
 
+def test_images_before_a_floating_condition_are_the_data():
+    images, angle = (torch.rand(20, 8) > 0.5).byte(), torch.randn(20)
+    split = Split({"image": images, "angle": angle})
+    assert (split["image"].dtype, split.event_shape) == (torch.get_default_dtype(), (8,))
+    items = [{"image": image, "angle": a} for image, a in zip(images.numpy(), angle.tolist(), strict=True)]
+    stream = Stream(items, ("image", "angle"))
+    assert (next(stream.sequential(5))[0].dtype, stream.event_shape) == (torch.get_default_dtype(), (8,))
+
+
 @pytest.mark.parametrize("make", [Split, as_stream])
 @pytest.mark.parametrize(
     ("kind", "other", "wanted", "event_shape"),

@@ -784,6 +784,27 @@ def test_float64_moves_data_and_pair_and_leaves_the_default(make, data):
     assert all(math.isfinite(loss) for loss in run.history["train_loss"])
 
 
+def test_float64_of_functions_that_draw_their_rows_is_evaluated():
+    """300 rows: a first batch of an evaluation has 128, on which they do not run."""
+
+    def model(x):
+        with pyro.plate("rows", 300, subsample_size=20) as rows, pyro.plate("sides", 2, dim=-2):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x):
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("rows", 300, subsample_size=20) as rows, pyro.plate("sides", 2, dim=-2):
+            pyro.sample("z", dist.Normal(slope * x[rows], 0.5**0.5))
+
+    x = torch.randn(300)
+    quietly((model, guide), x, max_epochs=1, lr=1e-6, precision="float64", plate="rows", validation=False)
+    exact = 2 * dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
+    found = elbo((model, guide), x, plate="rows", num_particles=200).elbo
+    assert found.per_datum.dtype == torch.float64
+    assert found.value == pytest.approx(exact, abs=0.5)
+
+
 @pytest.mark.parametrize("networks", [False, True])
 def test_float64_of_functions_is_evaluated_and_loaded(networks, tmp_path):
     """Their parameters are in Pyro's store, or in networks that nothing but their code refers to."""

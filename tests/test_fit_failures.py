@@ -267,6 +267,23 @@ def test_what_is_raised_within_an_epoch_costs_that_epoch_only(tmp_path, error, o
         assert torch.equal(resumed.pair.state_dict()[name], value)
 
 
+def test_what_validation_raises_costs_that_epoch_only(tmp_path):
+    epochs = []
+
+    class Fails(VAE):
+        def model(self, x):
+            if not self.training and len(epochs) == 3:
+                raise OSError("a disk")
+            return super().model(x)
+
+    torch.manual_seed(1)
+    with pytest.raises(OSError, match="a disk"):
+        quietly(Fails(4, 2, hidden=(5,)), BITS, max_epochs=5, out=tmp_path, validation=BITS, callbacks=[epochs.append])
+    torch.manual_seed(1)
+    kept = load(tmp_path, VAE(4, 2, hidden=(5,)))
+    assert kept.epoch == len(kept.history["validation_loss"]) == 3
+
+
 def test_what_is_raised_in_the_first_epoch_leaves_no_run(tmp_path):
     for _ in range(2):  # the second time the folder is still free
         with pytest.raises(KeyboardInterrupt):

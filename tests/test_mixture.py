@@ -633,14 +633,13 @@ def all_pairs(count):
 def test_fewer_data_than_rows_are_refused(make):
     """The global latents would weigh as much as for three data, and the rows half."""
     x = bits(6, 5)
-    with pytest.raises(ValueError, match="data_size is 3, the batch alone has 6 rows; pass the size of the data set"):
-        pv.elbo(make(data_size=3), x)
     for size in (2, 6):
         pair = make(data_size=3)
         before = [p.clone() for p in pair.parameters()]
-        with pytest.raises(ValueError, match=r"size (is )?3, (the batch alone has 6|fewer than the 6) "):
+        with pytest.raises(ValueError, match=r"size 3, fewer than the 6 data"):
             pv.fit(pair, x, batch_size=size, max_epochs=1, validation=None, progress=False)
         assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+    assert math.isfinite(pv.elbo(make(data_size=3), x).elbo.value), "other data than those of training may be more"
     whole, part = (pv.structure(make(data_size=size), x) for size in (6, 60))
     assert (whole.size, whole.subsampled, part.size, part.subsampled) == (6, False, 60, True)
 

@@ -1,6 +1,7 @@
 """What counts as a pair, its names in the param store, and what one dry run of it tells and leaves alone."""
 
 import copy
+import functools
 import re
 import subprocess
 import sys
@@ -450,6 +451,34 @@ def test_a_model_and_a_guide_of_other_arguments_are_named():
         structure((lambda x, y: model(x), guide), torch.zeros(3), torch.zeros(3))
     with pytest.raises(TypeError, match=r"^the model takes \(x, y\), a batch has 1 tensors \(missing"):
         structure((lambda x, y: model(x), guide), torch.zeros(3))
+
+
+def test_a_decorator_may_give_arguments():
+    def given(program):
+        @functools.wraps(program)
+        def called(x):
+            return program(x, 2.0)
+
+        return called
+
+    @given
+    def scaled(x, scale):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), scale))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    assert structure((scaled, guide), torch.zeros(3)).latent == ("z",)
+
+
+def test_an_observation_may_be_a_number():
+    def observed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("zero", dist.Normal(z, 1.0), obs=0.0)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pyro.validation_enabled(False):
+        assert structure((observed, guide), torch.zeros(3)).observed == ("zero", "x")
 
 
 @pytest.mark.parametrize("obs", [(5,), (5, 1), (5, 5), (5, 3), None], ids=str)  # None: a factor

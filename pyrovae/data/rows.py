@@ -101,8 +101,8 @@ class Split(Rows):
     """Named tensors with one row per datum, and a transform for each batch taken from them.
 
     NumPy arrays become tensors: floats of the default dtype, integers int64. Where ``x`` is bool or uint8 it becomes
-    floating, its values as they are; elsewhere uint8 is a label, bool a mask. If none is called x, it is the first one
-    of floating numbers, or else the first.
+    floating, its values as they are; elsewhere uint8 is a label, bool a mask. If none is called x, it is the first; or
+    where that has a number for each row, or is a mask of their shape, the first of floating numbers.
     A sparse matrix, scipy's or torch's, stays sparse (`SparseRows`, floating); batches of its rows are dense.
 
     Args:
@@ -129,7 +129,7 @@ class Split(Rows):
             raise ValueError("tensors is empty, at least one named tensor is wanted; pass {'x': ...}")
         self.fields = self.names = tuple(tensors)
         self.transform = transform
-        self._main = main = _main(tensors)
+        self._main = main = _main(tensors, row_dims=1)
         self.tensors = {name: _tensor(name, value, name == main) for name, value in tensors.items()}
         for name, tensor in self.tensors.items():
             if tensor.ndim == 0 or len(tensor) == 0:
@@ -265,7 +265,7 @@ class Stream(Rows):
         self.dataset = dataset
         self.num_workers = num_workers
         self.fields = self.names = tuple(names)
-        self._main = _main({name: self._value(item, name) for name in names})
+        self._main = _main({name: self._value(item, name) for name in names}, row_dims=0)
         self._target: tuple[Any, Any] = (None, None)
         self.event_shape: tuple[int, ...] = tuple(self.select(self._main)._collate([item])[0].shape[1:])
 
@@ -393,10 +393,15 @@ def _dense(tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {name: t.to_dense() if isinstance(t, SparseRows) else t for name, t in tensors.items()}
 
 
-def _main(tensors: Mapping[str, Any]) -> str:
-    """Which of them are the data; labels and masks may come before."""
-    floating = (name for name, value in tensors.items() if _is_floating(value))
-    return "x" if "x" in tensors else next(floating, next(iter(tensors)))
+def _main(tensors: Mapping[str, Any], row_dims: int) -> str:
+    """Which of them are the data: labels, a number for each row, or their mask may come before floating ones."""
+    if "x" in tensors:
+        return "x"
+    first = next(iter(tensors))
+    floating = next((name for name, value in tensors.items() if _is_floating(value)), first)
+    shape, other = (tuple(getattr(tensors[name], "shape", ())) for name in (first, floating))
+    masks = shape == other and str(getattr(tensors[first], "dtype", "")).endswith("bool")
+    return floating if masks or len(shape) <= row_dims else first
 
 
 def _is_floating(value: Any) -> bool:

@@ -200,8 +200,6 @@ def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tenso
     """Reconstruction and KL of each site, (B,); sites outside the data plate have a share of 1/size in each datum."""
     log_p, log_q, entropy = drawn.entries()
     closed = drawn.closed_form_kl()
-    observed = {term.name for term in drawn.terms if term.kind == "observed"}
-    reconstruction = {site: value.mean(0) for site, value in log_p.items() if site in observed}
 
     def shared(site: str) -> Tensor:
         share = torch.as_tensor(drawn.global_elbo(partial(_is_named, site))).mean() / size
@@ -214,7 +212,11 @@ def _parts(drawn: Ledger, size: int) -> tuple[dict[str, Tensor], dict[str, Tenso
             return (log_q[site] - log_p.get(site, 0.0)).mean(0)
         return -shared(site)
 
-    reconstruction |= {site: shared(site) for site in observed - log_p.keys()}
+    observed = dict.fromkeys(term.name for term in drawn.terms if term.kind == "observed")
+    # Some of Pyro's guides have the observed sites too.
+    reconstruction = {
+        site: (log_p[site] - log_q.get(site, 0.0)).mean(0) if site in log_p else shared(site) for site in observed
+    }
     groups = drawn.together
     summed = [site for site in groups if site in log_p and site not in log_q]
     kl = {

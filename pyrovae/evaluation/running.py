@@ -117,7 +117,7 @@ class Evaluation:
         self.rows = _chosen(all_rows, None if takes_all else max_rows, seed)
         self.batch_size = len(self.rows) if takes_all else self._rows_at_once(batch_size, particles)
         first = self._read(self.batch_size)
-        self.device, self.dtype = home(self.pair, first)
+        self.device, self.dtype = home(self.pair, first, plate)
         self.modules: tuple[Any, ...] = tuple(self.pair) if isinstance(self.pair, Functions) else (self.pair,)
         plates = _Plates()
         with self.ready(seed), plates:
@@ -127,6 +127,7 @@ class Evaluation:
                 if len(all_rows) == self.batch_size or len(all_rows) not in plates.sizes.values():
                     raise
                 self.rows, self.batch_size = all_rows, len(all_rows)  # among which the model draws its own
+                self.device, self.dtype = home(self.pair, self._read(self.batch_size), plate)
                 self.known = structure(self.pair, *self.batch(), plate=plate)
         self.modules += self.known.modules
         self.subsamples = self.known.rows < self.batch_size or self.known.plate in plates.sizes

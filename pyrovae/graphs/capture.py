@@ -140,7 +140,7 @@ class _Reads(TorchFunctionMode):
             return (index[..., None] == torch.arange(classes, device=index.device)).long()
         if function is one_hot and len(args) == 1 and kwargs.get("num_classes", -1) > 0:
             args = (*args, kwargs["num_classes"])
-        if function is one_hot and len(args) == 2 and args[1] > 0:  # as a look-up, which refuses what is no class
+        if function is one_hot and len(args) == 2 and 0 < args[1] <= _CLASSES:  # a look-up refuses what is no class
             return embedding(args[0], torch.eye(args[1], dtype=torch.long, device=args[0].device))
         by_values = function in _SPLITS and len(args) > 1 and isinstance(args[1], Tensor)
         by_values |= function is torch.where and len(args) == 1
@@ -183,6 +183,7 @@ _SELECTIONS = {
     Tensor.bincount,
     torch.bincount,
 }
+_CLASSES = 1024  # of a look-up, whose table has as many places squared
 _SPLITS = {Tensor.tensor_split, torch.tensor_split, Tensor.repeat_interleave, torch.repeat_interleave}
 _CONSTRUCTORS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 _READS = {

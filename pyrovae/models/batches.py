@@ -15,15 +15,9 @@ __all__ = ["check_rows", "data_plate", "home", "placed"]
 
 
 def data_plate(x: Tensor, size: int | None) -> Any:
-    """The plate "data" of the rows x, which are a part of `size` data, or by default all of them.
-
-    Raises:
-        ValueError: if the data are fewer than the rows.
-    """
+    """The plate "data" of the rows x, which are a part of `size` data, or by default all of them."""
     if size is None:
         return pyro.plate("data", len(x))
-    if size < len(x):
-        raise ValueError(f"data_size is {size}, the batch alone has {len(x)} rows; pass the size of the data set")
     return pyro.plate("data", size, subsample=torch.arange(len(x), device=x.device))
 
 
@@ -46,19 +40,23 @@ def check_rows(pair: Any, batch: tuple[Any, ...], argument: str, start: int = 0)
             raise ValueError(f"{argument}{f', rows from {start} on' if start else ''}: {error}") from None
 
 
-def home(pair: PairLike, batch: tuple[Tensor, ...]) -> tuple[torch.device | None, torch.dtype | None]:
+def home(
+    pair: PairLike, batch: tuple[Tensor, ...], plate: str | None = None
+) -> tuple[torch.device | None, torch.dtype | None]:
     """Device and dtype that the pair's parameters have in common."""
     owners = [getattr(part, "__self__", part) for part in (pair if isinstance(pair, tuple) else [pair])]
     inner = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
     modules = [module for module in [*owners, *inner] if isinstance(module, nn.Module)]
     tensors = [tensor for module in modules for tensor in module.parameters()]
     if not tensors:
-        return _home_in_store(pair, batch)
+        return _home_in_store(pair, batch, plate)
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return _only({tensor.device for tensor in tensors}), _only(dtypes)
 
 
-def _home_in_store(pair: PairLike, batch: tuple[Tensor, ...]) -> tuple[torch.device | None, torch.dtype | None]:
+def _home_in_store(
+    pair: PairLike, batch: tuple[Tensor, ...], plate: str | None
+) -> tuple[torch.device | None, torch.dtype | None]:
     """The same of parameters in Pyro's store, which may be another program's: their dtype if the batch's own fails."""
     tensors = [tensor for _, tensor in pyro.get_param_store().named_parameters()]
     device = _only({tensor.device for tensor in tensors if tensor.device.type != "cpu"})
@@ -67,7 +65,7 @@ def _home_in_store(pair: PairLike, batch: tuple[Tensor, ...]) -> tuple[torch.dev
         return device, None
     for dtype in (None, held):
         with contextlib.suppress(ValueError):
-            structure(pair, *placed(batch, device, dtype))
+            structure(pair, *placed(batch, device, dtype), plate=plate)
             return device, dtype
     return device, None
 

@@ -44,7 +44,7 @@ def check_arguments(programs: dict[str, Callable[..., Any]], batch: tuple[Any, .
     """Refuse a program that can't be called with the batch."""
     for name, program in programs.items():
         with contextlib.suppress(ValueError):  # it has no signature to look at
-            signature = inspect.signature(program)
+            signature = inspect.signature(program, follow_wrapped=False)
             try:
                 signature.bind(*batch)
             except TypeError as error:
@@ -168,7 +168,8 @@ def check_site_shapes(*traces: Trace) -> None:
     """Refuse a site whose log-density has other dims than its plates: a dim too many would be read as particles."""
     for site in (site for trace in traces for site in random_sites(trace)):
         fn, value, mask = site["fn"], site["value"], site["mask"]
-        shapes = {"distribution": fn.batch_shape, "value": value.shape[: max(0, value.dim() - fn.event_dim)]}
+        shape = getattr(value, "shape", ())  # an observation may be a number
+        shapes = {"distribution": fn.batch_shape, "value": shape[: max(0, len(shape) - fn.event_dim)]}
         shapes |= {"mask": mask.shape} if isinstance(mask, Tensor) else {}
         try:  # from shapes alone: an implicit guide has no density to ask for
             log_prob = torch.empty(torch.broadcast_shapes(*shapes.values()), device="meta")

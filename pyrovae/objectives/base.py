@@ -9,6 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -81,6 +82,8 @@ class Objective(pyro.infer.ELBO):
         """What changes while training, by the argument's name (and the site's): `pyrovae.training.schedules`, say."""
         found: dict[str, Any] = {}
         for name, value in vars(self).items():
+            if name.startswith("_"):
+                continue
             parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
             found |= {key: part for key, part in parts.items() if hasattr(part, "value") and hasattr(part, "update")}
         return found
@@ -151,9 +154,9 @@ def whole(name: str, value: Any) -> int:
     Raises:
         ValueError: unless it is a whole number of at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; pass a whole number of at least 1")
-    return value
+    return int(value)
 
 
 def weight(name: str, value: Any) -> Any:

@@ -25,10 +25,10 @@ class ELBO(Objective):
     Args:
         num_particles: samples of z per datum.
         beta: weight of all latent sites; a number, or a schedule of `pyrovae.training.schedules` for warm-up; or one of
-            these for each KL that `pyrovae.elbo` names, {"z1": 0.5, "z2": Linear(0, 1, epochs=10)}, and 1 for those
-            left out. 0 is a stochastic autoencoder. With enumerated sites of the model that x depends on, E_q [beta log
-            sum_c p(c, z) p(x | z, c)^(1/beta) - beta log q(z | x)]; what is enumerated and what depends on it share one
-            weight.
+            these for each site, {"z1": 0.5, "z2": Linear(0, 1, epochs=10)}, and 1 for those left out; sites that a
+            guide draws as one, as `AutoDiagonalNormal` does, by the name that their KL has in `pyrovae.elbo`. 0 is a
+            stochastic autoencoder. With enumerated sites of the model that x depends on, E_q [beta log sum_c p(c, z)
+            p(x | z, c)^(1/beta) - beta log q(z | x)]; what is enumerated and what depends on it share one weight.
         closed_form: whether to use closed-form KLs at all.
         plate: name of the data plate, where it is not plain.
 

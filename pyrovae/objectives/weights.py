@@ -204,7 +204,7 @@ class Ledger:
         Where a guide draws sites of its own and puts latents on points made of them, as autoguides do, the density of
         these is that of both: `z_unconstrained` and `z_aux` belong to z, others to all the points that are left.
         """
-        latent = dict.fromkeys(term.name for term in self.terms if term.kind != "observed")
+        latent = dict.fromkeys(t.name for t in self.terms if t.kind != "observed" and not t.site["is_observed"])
         in_model = {term.name for term in self.terms if term.kind == "latent"}
         points = [t.name for t in self.terms if t.kind == "guide" and is_point(t.site["fn"])]
         own = [name for name in latent if name not in in_model]

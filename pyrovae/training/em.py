@@ -302,7 +302,7 @@ def fit_em(
     climbs = copy.copy(Ascent(10) if m_step is None else m_step)
     with isolated_random_state(seed):
         first = next(rows.sequential(batch_size))
-        device, dtype = home(pair, first)
+        device, dtype = home(pair, first, plate)
         first = placed(first, device, dtype)
         ready = (Exact() if e_step is None else e_step).begin(pair, first, plate, objective)
         parameters = _owned(pair if isinstance(ready, Ascent) else Functions(pair.model, _nothing), first)[0]

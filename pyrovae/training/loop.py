@@ -180,10 +180,10 @@ class Loop:
             while run.epoch < max_epochs and not run.stopping and not run.interrupted:
                 with rescued(self):
                     self._epoch(callbacks, bar)
-                run.seconds = time.monotonic() - began
-                if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
-                    break
-                self._end_epoch(patience)
+                    run.seconds = time.monotonic() - began
+                    if run.interrupted and self.in_epoch.steps < self.steps_per_epoch:
+                        break
+                    self._end_epoch(patience)
                 with self._kept():
                     for callback in callbacks:
                         callback.on_epoch(run) if isinstance(callback, Callback) else callback(run)
