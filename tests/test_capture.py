@@ -224,6 +224,12 @@ def test_a_class_out_of_range_is_refused_by_the_graph_too():
             graph.module(torch.tensor([0, wrong]), *graph.inputs[1:])
 
 
+def test_many_classes_are_no_table():
+    """A look-up of 10,000 would hold 10^8 numbers."""
+    with pytest.raises(CaptureError, match="the program reads the value of a tensor"):
+        capture(lambda: [one_hot(y, 10_000)], [y := torch.tensor([0, 2])])
+
+
 @pytest.mark.parametrize(
     "look",
     [
