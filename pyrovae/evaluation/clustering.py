@@ -109,7 +109,7 @@ def components(
         ValueError: if there are no such sites, or z does not depend on c.
     """
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=2) as on:
-        name, latent = cluster_site(on, site), latent_site(on, latent, vector=True)["name"]
+        name, latent = cluster_site(on, site), latent_site(on, latent, dims=(1,))["name"]
         model, batch = uncondition(on.pair.model), on.batch()
         at = poutine.trace(model).get_trace(*batch).nodes[name]
         values = at["fn"].enumerate_support()  # (C, nested plates..., B, *event)

@@ -82,7 +82,7 @@ def _drawn(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _normal(pair: Any, split: Split, site: str | None, plate: str | None, seed: int) -> tuple[Tensor, Tensor]:
     """Means and standard deviations (N, L), on the CPU."""
     with evaluating(pair, split, plate=plate, seed=seed) as on:
-        name = latent_site(on, site, vector=True)["name"]
+        name = latent_site(on, site, dims=(1,))["name"]
         parts: list[Sequence[Tensor]] = []
         for run, batch, _ in on:
             fn = poutine.trace(run.guide).get_trace(*batch).nodes[name]["fn"]

@@ -27,13 +27,14 @@ __all__ = [
 ]
 
 
-def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False) -> dict[str, Any]:
+def latent_site(on: Evaluation, name: str | None = None, *, dims: Sequence[int] = ()) -> dict[str, Any]:
     """A latent site that the guide samples for each datum: by name, or the first continuous one in the model's order.
 
     Args:
         on: the pair on data.
         name: of the site.
-        vector: whether its value has to be a vector (of an event shape with one dim).
+        dims: how many its event shape may have, 1 for a vector and 0 for a number, the preferred ones first; any if
+            empty.
 
     Raises:
         ValueError: if there is none; it names those there are.
@@ -44,17 +45,18 @@ def latent_site(on: Evaluation, name: str | None = None, *, vector: bool = False
         for site in random_sites(trace)
         if not site["is_observed"] and any(frame.name == on.known.plate for frame in site["cond_indep_stack"])
     }
-    fitting = [s for s in sites if not is_discrete(sites[s]) and (not vector or sites[s]["fn"].event_dim == 1)]
+    continuous = [s for s in on.known.latent if s in sites and not is_discrete(sites[s])]
+    fitting = [s for d in dims for s in continuous if sites[s]["fn"].event_dim == d] if dims else continuous
     shapes = {s: tuple(site["fn"].event_shape) for s, site in sites.items()}
-    kind = "continuous vector" if vector else "continuous latent"
+    kind = "continuous vector" if dims else "continuous latent"
     if name is None:
-        name = next((s for s in on.known.latent if s in fitting), None)
-        if name is None:
+        if not fitting:
             others = f"only {shapes}; pass a pair that has one" if shapes else "nothing at all"
             raise ValueError(f"the guide samples no {kind} for each datum, {others}")
+        name = fitting[0]
     elif name not in sites:
         raise ValueError(f"{name!r} is no latent that the guide samples for each datum; name one of {shapes}")
-    elif vector and name not in fitting:
+    elif dims and (is_discrete(sites[name]) or sites[name]["fn"].event_dim not in dims):
         raise ValueError(f"latent {name!r} has event shape {shapes[name]} and is no {kind}; name one of {fitting}")
     return sites[name]
 

@@ -14,7 +14,7 @@ from torch.distributions import Independent, kl_divergence
 
 from pyrovae.evaluation.running import Evaluation, check_counts, evaluating
 from pyrovae.evaluation.sites import has_exact_mean, is_discrete, latent_site, mean_of, rows_first
-from pyrovae.models.base import isolated_random_state, random_sites
+from pyrovae.models.base import random_sites
 from pyrovae.models.traces import is_point
 
 __all__ = ["ActiveUnits", "active_layers", "active_units"]
@@ -76,7 +76,7 @@ def active_units(
     """
     check_counts(num_samples=num_samples)
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
-        name = _latent(on, site)
+        name = latent_site(on, site, dims=(1, 0))["name"]
         return _of_sites(on, [name], threshold=threshold, num_samples=num_samples)[name]
 
 
@@ -114,7 +114,7 @@ def active_layers(
     with evaluating(pair, data, plate=plate, seed=seed, batch_size=batch_size) as on:
         trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
         vectors = [name for name in on.known.latent[::-1] if _is_vector(trace, name)]
-        names = vectors or [_latent(on, None)]
+        names = vectors or [latent_site(on, dims=(1, 0))["name"]]
         return _of_sites(on, names, threshold=threshold, num_samples=num_samples)
 
 
@@ -166,22 +166,9 @@ def _moments(run: Any, batch: Sequence[Any], names: Sequence[str], num_samples: 
     return found
 
 
-def _latent(on: Evaluation, site: str | None) -> str:
-    """The latent that is asked for, a vector or a number."""
-    with isolated_random_state():
-        trace = poutine.trace(on.pair.guide).get_trace(*on.batch())
-    local = [name for name in on.known.latent if name not in on.known.global_latent]
-    numbers = [name for name in local if _is_vector(trace, name, dims=0)]
-    if site in numbers:
-        return site
-    if site is None and numbers and not any(_is_vector(trace, name) for name in local):
-        return numbers[0]
-    return latent_site(on, site, vector=True)["name"]
-
-
-def _is_vector(trace: Any, name: str, dims: int = 1) -> bool:
+def _is_vector(trace: Any, name: str) -> bool:
     site = trace.nodes.get(name)
-    return site is not None and site["fn"].event_dim == dims and not is_discrete(site)
+    return site is not None and site["fn"].event_dim == 1 and not is_discrete(site)
 
 
 def _kl_per_unit(model_trace: Any, guide_trace: Any, name: str) -> Tensor | None:

@@ -318,8 +318,9 @@ class Loop:
             raise self._diverged(found, not_finite(self.step, ()))
 
     def _diverged(self, found: str, why: str) -> FloatingPointError:
-        folder = self.run.out if self.run.epoch else None
-        kept = "parameters from before this epoch" + (f", the last checkpoint is in {folder}" if folder else "")
+        out, alone = self.run.out, self.processes.size == 1  # several keep what they have saved so far
+        saved = out and (self.run.epoch if alone else checkpoint.latest(out / "checkpoints"))
+        kept = "parameters from before this epoch" + (f", the last checkpoint is in {out}" if saved else "")
         return FloatingPointError(
             f"{found}, in epoch {self.run.epoch + 1}: {why}. The pair has its {kept}; pass a smaller lr= or "
             "clip_norm=1.0, or look at the data and at scales that go to 0"
